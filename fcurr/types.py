@@ -1,0 +1,141 @@
+"""The vocabulary: what flows between functions, what functions are called, and the units of what is fixed.
+
+A hyperparameter carries its bounds and its meaning in its type, once. The reader, the type checker, the message about a
+bad config, `fcurr explain`, the JSON Schema and the property-based tests all read them from there.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from torch import Tensor
+
+Params = dict[str, Tensor]  # as nn.Module.named_parameters names them
+Buffers = dict[str, Tensor]  # what a model carries and does not learn by gradient: running statistics, frozen parts
+Place = tuple[Tensor, Tensor]  # (key, iteration): where in a stream of randomness a step stands
+State = Any  # NamedTuples and dicts of tensors; () if nothing is remembered
+
+
+class Batch(NamedTuple):
+    """Samples seen together."""
+
+    x: Tensor  # [batch, ...]
+    y: Tensor  # [batch] int64
+    id: Tensor  # [batch] int64, position in the data set
+
+
+class Dataset(NamedTuple):
+    """All samples, in memory."""
+
+    x: Tensor  # [sample, ...] float32
+    y: Tensor  # [sample] int64, in [0, len(classes))
+    classes: tuple[str, ...]  # the classes' names
+
+    @property
+    def features(self) -> "Shape":
+        """The shape of one sample."""
+        return tuple(self.x.shape[1:])
+
+    def take(self, ids: Tensor) -> Batch:
+        """The samples of these ids, seen together; the ids' axes come first."""
+        return Batch(x=self.x[ids], y=self.y[ids], id=ids)
+
+
+class Unit(NamedTuple):
+    """What a number counts, in the words of an error message: "1.5 is not a <meaning>"."""
+
+    meaning: str
+
+
+class Sense(NamedTuple):
+    """Which way a score points."""
+
+    harder: bool  # larger is harder (True) or larger is easier (False)
+
+
+Harder = Annotated[Tensor, Sense(harder=True)]  # [batch], larger is harder
+Easier = Annotated[Tensor, Sense(harder=False)]  # [batch], larger is easier
+
+Share = Annotated[float, Gt(0), Le(1), Unit("share of the data")]
+Part = Annotated[float, Ge(0), Lt(1), Unit("part of the data")]
+Portion = Annotated[float, Ge(0), Le(1), Unit("portion of the iterations")]
+Iterations = Annotated[int, Ge(1), Unit("number of iterations")]
+Samples = Annotated[int, Ge(1), Unit("number of samples")]
+Many = Annotated[int, Ge(2), Unit("number of parts")]
+Times = Annotated[int, Ge(1), Unit("number of times")]
+Classes = Annotated[int, Ge(1), Unit("number of classes")]
+Widths = Annotated[tuple[Annotated[int, Ge(1), Unit("number of units")], ...], Unit("list of layer widths")]
+Power = Annotated[float, Gt(0), Unit("power")]
+Rate = Annotated[float, Ge(0), Unit("learning rate")]
+Decay = Annotated[float, Ge(0), Lt(1), Unit("decay")]
+Penalty = Annotated[float, Ge(0), Unit("penalty")]
+Positive = Annotated[float, Gt(0), Unit("positive number")]
+Ratio = Annotated[float, Ge(1), Unit("ratio of the largest class to the smallest")]
+Seed = Annotated[int, Ge(0), Lt(2**31), Unit("seed")]
+Path = Annotated[str, MinLen(1), Unit("path")]
+Shape = tuple[int, ...]
+
+
+class Score(Protocol):
+    """How hard each sample is; the sense stands in the return type, Harder or Easier."""
+
+    def __call__(self, params: Params, batch: Batch, /) -> Tensor: ...  # [batch]
+
+
+class Loss(Protocol):
+    """What training makes small, a number a sample."""
+
+    def __call__(self, outputs: Tensor, y: Tensor, /) -> Tensor: ...  # [batch]
+
+
+class Pace(Protocol):
+    """How many samples are in play."""
+
+    def __call__(self, state: State, iteration: Tensor, /) -> Tensor: ...  # [] int64, 1 <= size <= dataset_size
+
+
+class Order(Protocol):
+    """The samples from first to last, given how hard each is (larger is harder)."""
+
+    def __call__(self, scores: Tensor, /) -> Tensor: ...  # [sample] int64, a permutation
+
+
+class Sampling(Protocol):
+    """An order made aware of classes: whatever is cut off after `size` samples has the class balance asked for."""
+
+    def __call__(self, order: Tensor, y: Tensor, /) -> Tensor: ...  # [sample] int64, a permutation
+
+
+class Schedule(Protocol):
+    """A learning rate that changes with the number of updates already made."""
+
+    def __call__(self, iteration: Tensor, /) -> Tensor: ...  # []
+
+
+class Optimizer(NamedTuple):
+    """How gradients move parameters."""
+
+    init: Callable[[Params], State]
+    update: Callable[[Params, State, Params], tuple[Params, State]]  # grads, state, params -> params, state
+
+
+class Model(NamedTuple):
+    """A network taken apart into functions. `apply` evaluates, given parameters and buffers in one dict; `train` is the
+    same function as it behaves in training: it takes the place of its randomness and returns new buffers."""
+
+    init: Callable[[int], tuple[Params, Buffers]]  # seed -> parameters, buffers
+    apply: Callable[[Params, Tensor], Tensor]  # params, x -> outputs [batch, ...]
+    train: Callable[[Params, Buffers, Tensor, Place], tuple[Tensor, Buffers]]  # params, buffers, x, place
+
+
+def keep(state: State, *_: Any) -> State:
+    """The state, unchanged."""
+    return state
+
+
+class Method(NamedTuple):
+    """A way to train: a state, and how a batch moves it."""
+
+    init: Callable[[int], State]  # seed -> state
+    step: Callable[[State, Batch], State]  # train_step
+    consolidate: Callable[..., State] = keep  # a task has ended
