@@ -17,8 +17,3 @@ def cross_entropy(outputs: Tensor, y: Tensor, *, smoothing: Part = 0.0) -> Tenso
     if not isinstance(smoothing, Tensor) and smoothing == 0:
         return truth
     return (1 - smoothing) * truth - smoothing * logs.mean(-2)
-
-
-def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
-    """(outputs - y)^2, averaged over all but the batch. outputs and y [batch, ...]."""
-    return torch.square(outputs - y.to(outputs.dtype)).flatten(1).mean(1)

@@ -35,7 +35,10 @@ def linear(
     total_iterations: Iterations,
     dataset_size: Samples,
 ) -> Tensor:
-    """The same number of samples is added every iteration. f(u) = u."""
+    """The same number of samples is added every iteration. f(u) = u.
+
+    Wu et al. (2021), appendix B; Bengio et al. (2009) for the idea.
+    """
     u = _ramp(iteration, final_iteration, total_iterations)
     return _samples(initial_size + (1 - initial_size) * u, u, dataset_size)
 
@@ -49,7 +52,10 @@ def quadratic(
     total_iterations: Iterations,
     dataset_size: Samples,
 ) -> Tensor:
-    """Slow, then fast. f(u) = u^2."""
+    """Slow, then fast. f(u) = u^2.
+
+    Wu et al. (2021), appendix B.
+    """
     u = _ramp(iteration, final_iteration, total_iterations)
     return _samples(initial_size + (1 - initial_size) * u**2, u, dataset_size)
 
@@ -64,7 +70,10 @@ def root(
     dataset_size: Samples,
     power: Power = 2.0,
 ) -> Tensor:
-    """Fast, then slow. f(u) = u^(1 / power)."""
+    """Fast, then slow. f(u) = u^(1 / power).
+
+    Wu et al. (2021), appendix B; with power 2 the pace of Platanios et al. (2019) but for its start.
+    """
     u = _ramp(iteration, final_iteration, total_iterations)
     return _samples(initial_size + (1 - initial_size) * u ** (1 / power), u, dataset_size)
 
@@ -79,7 +88,10 @@ def polynomial(
     dataset_size: Samples,
     power: Power = 3.0,
 ) -> Tensor:
-    """Slow, then fast, by any power. f(u) = u^power."""
+    """Slow, then fast, by any power. f(u) = u^power.
+
+    Wu et al. (2021), appendix B, with any power.
+    """
     u = _ramp(iteration, final_iteration, total_iterations)
     return _samples(initial_size + (1 - initial_size) * u**power, u, dataset_size)
 
@@ -93,7 +105,10 @@ def exponential(
     total_iterations: Iterations,
     dataset_size: Samples,
 ) -> Tensor:
-    """Hardly anything for long, then everything. f(u) = (e^(10 u) - 1) / (e^10 - 1)."""
+    """Hardly anything for long, then everything. f(u) = (e^(10 u) - 1) / (e^10 - 1).
+
+    Wu et al. (2021), appendix B.
+    """
     u = _ramp(iteration, final_iteration, total_iterations)
     return _samples(initial_size + (1 - initial_size) * torch.expm1(10 * u) / math.expm1(10), u, dataset_size)
 
@@ -107,7 +122,10 @@ def logarithmic(
     total_iterations: Iterations,
     dataset_size: Samples,
 ) -> Tensor:
-    """Nearly everything at once, then the rest. f(u) = 1 + ln(u + e^-10) / 10."""
+    """Nearly everything at once, then the rest. f(u) = 1 + ln(u + e^-10) / 10.
+
+    Wu et al. (2021), appendix B.
+    """
     u = _ramp(iteration, final_iteration, total_iterations)
     return _samples(initial_size + (1 - initial_size) * (1 + 0.1 * torch.log(u + math.exp(-10))), u, dataset_size)
 
@@ -121,7 +139,10 @@ def one_step(
     total_iterations: Iterations,
     dataset_size: Samples,
 ) -> Tensor:
-    """The first part alone, then everything. f(u) = floor(u)."""
+    """The first part alone, then everything. f(u) = floor(u).
+
+    Wu et al. (2021), appendix B; the single step of Hacohen and Weinshall (2019).
+    """
     u = _ramp(iteration, final_iteration, total_iterations)
     return _samples(initial_size + (1 - initial_size) * torch.floor(u), u, dataset_size)
 

@@ -114,10 +114,11 @@ def begin(program: Program, states: TrainState) -> Run:
 
 def length(program: Program) -> int:
     """The steps of the longest member."""
-    return int(_steps(program).max())
+    return int(lengths(program).max())
 
 
-def _steps(program: Program) -> Tensor:
+def lengths(program: Program) -> Tensor:
+    """[member] int64: the steps of each member."""
     return sampler.steps(
         program.lessons,
         total_iterations=program.total_iterations,
@@ -128,7 +129,7 @@ def _steps(program: Program) -> Tensor:
 
 def proceed(program: Program, run: Run) -> Iterator[Run]:
     """The fold: every state from here to the end, one step each. Members that have finished stay as they are."""
-    limits, last = _steps(program), length(program)
+    limits, last = lengths(program), length(program)
     uneven = int(limits.min()) < last
     while int(run.iteration) < last:
         count = min(AHEAD, last - int(run.iteration))

@@ -1,0 +1,1 @@
+"""The impure edge of the library: files, clock, terminal."""

@@ -1,0 +1,70 @@
+"""A config file and the changes of a command line, as an experiment; and where a wrong key was written."""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcurr.errors import BadInput
+from fcurr.io import toml
+from fcurr.study.config import Experiment, read
+from fcurr.study.members import override
+
+
+class Source(NamedTuple):
+    path: Path
+    places: toml.Places
+    changed: tuple[str, ...]  # dotted keys set on the command line
+
+
+def load(path: Path, changes: Sequence[str], plugins: Sequence[str]) -> tuple[dict[str, Any], Source]:
+    """The config with its changes. Plugins are looked for beside the config as well."""
+    table, places = toml.read(path)
+    source = Source(path, places, tuple(change.partition("=")[0] for change in changes))
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals or not all(key.split(".")):
+            raise BadInput(f"`{change}` is not a change to the config: key=value, such as optimizer.learning_rate=0.05")
+        table = override(table, key, toml.value(text))
+    table.setdefault("name", path.stem)
+    beside(path.resolve().parent, plugins)
+    return table, source
+
+
+def beside(folder: Path, plugins: Sequence[str]) -> None:
+    """Lets plugins, if there are any, be found in a folder."""
+    if plugins and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def code(plugins: Sequence[str]) -> dict[str, str]:
+    """The plugins and the hash of each one's file."""
+    found = {}
+    for module in plugins:
+        spec = importlib.util.find_spec(module)
+        origin = Path(spec.origin) if spec and spec.origin else None
+        found[module] = hashlib.sha256(origin.read_bytes()).hexdigest() if origin and origin.is_file() else "unknown"
+    return found
+
+
+def experiment(table: dict[str, Any], source: Source, plugins: Sequence[str]) -> Experiment:
+    """The experiment, or BadInput that says where in the file the fault is."""
+    try:
+        return read(table, plugins)
+    except BadInput as wrong:
+        raise located(wrong, source) from wrong.__cause__
+
+
+def located(wrong: BadInput, source: Source) -> BadInput:
+    """The same message, with file, line and column of the key before it; or the nearest table that holds it."""
+    if not wrong.where:
+        return BadInput(str(wrong)) if str(wrong).startswith(str(source.path)) else wrong
+    if any(wrong.where == key or wrong.where.startswith(f"{key}.") for key in source.changed):
+        return BadInput(f"{wrong.where} (on the command line): {wrong}")
+    key = wrong.where
+    while key and key not in source.places:
+        key = key.rpartition(".")[0]
+    line, column = source.places.get(key, (1, 1))
+    return BadInput(f"{source.path}:{line}:{column}: {wrong.where}: {wrong}")

@@ -1,0 +1,190 @@
+"""A run, from a config to its folder: score, train, evaluate, save, report."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcurr import observe, training
+from fcurr.errors import BadInput
+from fcurr.io import checkpoint, environment, files, progress, signals, store
+from fcurr.observe import Record
+from fcurr.study.bind import build
+from fcurr.study.config import Experiment
+from fcurr.study.prepare import Prepared, difficulty, prepare
+from fcurr.study.program import fit_program, train_program
+from fcurr.training import Program, Run
+from fcurr.types import Dataset, Params
+
+
+class Journey(NamedTuple):
+    """What a checkpoint holds."""
+
+    run: Run
+    record: Record | tuple[()]  # () while scoring
+
+
+class Stopped(Exception):
+    """A signal came; the step was finished and the state is on the disk."""
+
+    def __init__(self, signal: int, done: int, total: int) -> None:
+        super().__init__(f"stopped after step {done} of {total}")
+        self.signal = signal
+
+
+class Diverged(Exception):
+    """A loss is not a number any more."""
+
+
+class Outcome(NamedTuple):
+    experiment: Experiment
+    prepared: Prepared
+    scores: Tensor | None  # [train] float64, larger is harder
+    record: Record
+
+
+def load(experiment: Experiment) -> Prepared:
+    """The data, read and checked."""
+    data = build(experiment.components["data"], {"seed": experiment.seed})
+    if not isinstance(data, Dataset):
+        raise BadInput(f"{experiment.components['data'].name} gives a {type(data).__name__}, not a Dataset", "data")
+    return prepare(experiment, data)
+
+
+def start_or_continue(experiment: Experiment, prepared: Prepared, folder: Path, code: dict[str, str]) -> Outcome:
+    """Everything a run computes, beginning where the folder's checkpoints stand; the folder must be held."""
+    if not store.agree(folder, experiment.config, code):
+        files.write_json(folder / "environment.json", environment.describe())
+        store.write_config(folder, experiment.config, code)
+    with signals.asked_to_stop() as asked:
+        try:
+            scores = _scores(experiment, prepared, folder, asked) if "score" in experiment.components else None
+            record = _train(experiment, prepared, scores, folder, asked)
+        except Stopped as stop:
+            files.write_json(folder / store.STATUS, {"status": "interrupted", "detail": str(stop)})
+            raise
+        except Diverged as wrong:
+            files.write_json(folder / store.STATUS, {"status": "diverged", "detail": str(wrong)})
+            raise
+    return Outcome(experiment, prepared, scores, record)
+
+
+def _scores(experiment: Experiment, prepared: Prepared, folder: Path, asked: Callable[[], int]) -> Tensor:
+    """The difficulty of the training samples, from the folder if it is there already."""
+    from fcurr.io import tables  # pyarrow
+
+    path = folder / store.SCORES
+    if path.exists():
+        return tables.read_scores(path, prepared.id)
+
+    def fit(data: Dataset, seen: Tensor) -> Params:
+        program, run = fit_program(experiment, prepared, data, seen)
+        label = f"scoring ({len(seen)} models)"
+        names = [f"model {member} of the score" for member in range(len(seen))]
+        file = folder / store.SCORING
+        journey = _travel(program, Journey(run, ()), file, experiment.training.save_every, label, asked, names)
+        return training.variables(journey.run.train)
+
+    scores = difficulty(experiment, prepared, fit)
+    recipe = experiment.config["score"]
+    tables.write_scores(path, prepared, scores, recipe if isinstance(recipe, dict) else {"fn": recipe})
+    (folder / store.SCORING).unlink(missing_ok=True)
+    return scores
+
+
+def _train(
+    experiment: Experiment, prepared: Prepared, scores: Tensor | None, folder: Path, asked: Callable[[], int]
+) -> Record:
+    program, run = train_program(experiment, prepared, scores)
+    members, settings = experiment.members, experiment.training
+    last = training.length(program)
+    limits = training.lengths(program)
+    start = Journey(run, observe.blank(training.variables(run.train), len(members)))
+    file = folder / store.CHECKPOINT
+    done = int(checkpoint.load(file, start).run.iteration) if file.exists() else 0
+    store.rewrite_metrics(folder, store.metrics(folder, until=done))
+
+    def look(journey: Journey) -> Journey:
+        run, record = journey
+        assert isinstance(record, Record)
+        record = observe.stepped(record, run.train.loss)
+        if int(run.iteration) % settings.evaluate_every == 0 or int(run.iteration) == last:
+            variables = training.variables(run.train)
+            validation = training.correct(variables, prepared.validation, model=prepared.model)
+            test = training.correct(variables, prepared.test, model=prepared.model)
+            at = torch.minimum(run.iteration, limits)
+            store.append_metrics(folder, _rows(experiment, prepared, run, record, validation, test))
+            record = observe.evaluated(record, at, variables, validation, test)
+        return Journey(run, record)
+
+    names = [f"{m.arm}{''.join(f', {key} = {value}' for key, value in m.axes.items())}" for m in members]
+    label = f"training ({len(members)} members)"
+    journey = _travel(program, start, file, settings.save_every, label, asked, names, look)
+    assert isinstance(journey.record, Record)
+    return journey.record
+
+
+def _travel(
+    program: Program,
+    journey: Journey,
+    file: Path,
+    save_every: int,
+    label: str,
+    asked: Callable[[], int],
+    names: list[str],
+    look: Callable[[Journey], Journey] = lambda journey: journey,
+) -> Journey:
+    """The fold over a program, watched: it shows how far it is, saves, stops when asked, and refuses to go on from a
+    loss that is not finite."""
+    if file.exists():
+        journey = checkpoint.load(file, journey)
+    last, done = training.length(program), int(journey.run.iteration)
+    if done >= last:
+        return journey
+    with progress.bar(label, last, done) as tick:
+        for run in training.proceed(program, journey.run):
+            if not bool(run.train.loss.isfinite().all()):
+                _diverged(run, names, file)
+            journey = look(Journey(run, journey.record))
+            done += 1
+            tick(1)
+            stop = asked()
+            if stop or done % save_every == 0 or done == last:
+                checkpoint.save(file, journey, iteration=done)
+            if stop and done < last:
+                raise Stopped(stop, done, last)
+    return journey
+
+
+def _diverged(run: Run, names: list[str], file: Path) -> None:
+    wrong = (~run.train.loss.isfinite()).nonzero().flatten().tolist()
+    which = "; ".join(names[member] for member in wrong[:3]) + (
+        f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    )
+    kept = f"the last good checkpoint is {file}" if file.exists() else "no checkpoint had been written yet"
+    what = f"the loss is {float(run.train.loss[wrong[0]])} at step {int(run.iteration)} in {which}"
+    raise Diverged(f"{what}; {kept}; a smaller learning rate or clipping may help")
+
+
+def _rows(
+    experiment: Experiment, prepared: Prepared, run: Run, record: Record, validation: Tensor, test: Tensor
+) -> list[dict[str, Any]]:
+    """A line of metrics a member; a number that is not finite is null."""
+    loss = (record.loss / record.batches).tolist()
+    return [
+        {
+            "iteration": int(run.iteration),
+            "member": place,
+            "arm": member.arm,
+            **member.axes,
+            "size": int(run.cursor.size[place]),
+            "epoch": int(run.cursor.epoch[place]),
+            "loss": loss[place] if math.isfinite(loss[place]) else None,
+            "validation": int(validation[place]) / len(prepared.validation.y),
+            "test": int(test[place]) / len(prepared.test.y),
+        }
+        for place, member in enumerate(experiment.members)
+    ]

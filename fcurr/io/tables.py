@@ -1,0 +1,55 @@
+"""Scores as a table: Apache Parquet, readable by anything."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from fcurr import curriculum, observe
+from fcurr.errors import BadInput
+from fcurr.io import files
+from fcurr.study.prepare import Prepared
+
+
+def write_scores(path: Path, prepared: Prepared, scores: Tensor, recipe: dict[str, Any]) -> None:
+    """A row a training sample: its position in the data, the label as given and before noise, its difficulty (larger is
+    harder), and its rank (0 the easiest, 1 the hardest, ties broken at random)."""
+    names = prepared.train.classes
+    rank = observe.ranks(curriculum.easy_first(scores, seed=prepared.entries["seed"]))
+    table = pyarrow.table(
+        {
+            "id": prepared.id.numpy(),
+            "label": [names[c] for c in prepared.train.y.tolist()],
+            "true_label": [names[c] for c in prepared.true.tolist()],
+            "score": scores.numpy(),
+            "rank": rank.numpy(),
+        }
+    )
+    facts = {"recipe": json.dumps(recipe, default=str), "data": fingerprint(prepared), "sense": "larger is harder"}
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table.replace_schema_metadata(facts), buffer)
+    files.write(path, buffer.getvalue())
+
+
+def read_scores(path: Path, ids: Tensor) -> Tensor:
+    """[train] float64: the scores of these samples, matched by id."""
+    try:
+        table = pyarrow.parquet.read_table(path)
+        found = dict(zip(table["id"].to_pylist(), table["score"].to_pylist(), strict=True))
+        return torch.tensor([found[sample] for sample in ids.tolist()], dtype=torch.float64)
+    except (KeyError, OSError, pyarrow.ArrowException) as wrong:
+        raise BadInput(f"{path} does not hold the scores of this run's samples: {wrong}") from None
+
+
+def fingerprint(prepared: Prepared) -> str:
+    """A hash of the samples and labels that were trained on."""
+    digest = hashlib.sha256()
+    for part in (prepared.train.x, prepared.train.y, prepared.id):
+        digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""An experiment as data: what a config means, what it becomes, and what its editor should know."""

@@ -1,0 +1,91 @@
+"""What a config says: its sections.
+
+`read` checks a whole config and gives an Experiment; nothing is computed and nothing is touched. A config is a table of
+tables as tomllib gives it; every key is dotted in messages.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import MinLen
+
+from fcurr.errors import BadInput
+from fcurr.sampler import Clock
+from fcurr.study import units
+from fcurr.study.bind import Call, arguments, resolve
+from fcurr.study.members import Member, differing, expand
+from fcurr.study.near import near
+from fcurr.types import Iterations, Samples, Seed, Unit
+
+Name = Annotated[str, MinLen(1), Unit("name")]
+
+
+class Training(NamedTuple):
+    """How long, how much at a time, and when to look."""
+
+    total_iterations: Iterations
+    batch_size: Samples = 64
+    clock: Clock = "step"
+    evaluate_every: Iterations = 50
+    save_every: Iterations = 500
+    compile: bool = False
+
+
+class Fit(NamedTuple):
+    """How the models that score are trained."""
+
+    iterations: Iterations = 300
+    batch_size: Samples = 64
+
+
+class Experiment(NamedTuple):
+    name: str
+    seed: int
+    training: Training
+    fit: Fit
+    components: dict[str, Call]  # data, split, model, and noise, imbalance, score where given
+    members: list[Member]
+    varying: dict[str, list[float]]  # "optimizer.learning_rate" -> one number a member, where they differ
+    config: dict[str, Any]  # as given
+
+
+ROLE_KEYS = ("data", "split", "noise", "imbalance", "model", "loss", "optimizer", "score")
+RECORDS = {"training": Training, "fit": Fit}
+KEYS = ("name", "seed", *ROLE_KEYS, *RECORDS, "curriculum", "members", "arms")
+NEEDED = ("data", "split", "model", "optimizer", "training")
+
+
+def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment:
+    """The experiment that a config describes, or BadInput with the key that is wrong."""
+    for key in config:
+        if key not in KEYS:
+            raise BadInput(f"there is no section `{key}`{near(key, KEYS)}; there are {', '.join(KEYS)}", key)
+    for key in NEEDED:
+        if key not in config:
+            raise BadInput(f"a config needs a section [{key}]", key)
+    seed = units.checked(config.get("seed", 0), Seed, "seed")
+    components = {key: resolve(config[key], key, key, plugins) for key in ROLE_KEYS if key in config}
+    components.setdefault("loss", resolve("cross_entropy", "loss", "loss"))
+    members = expand(config, plugins)
+    return Experiment(
+        name=units.checked(config.get("name", "run"), Name, "name"),
+        seed=seed,
+        training=_record(config, "training", Training),
+        fit=_record(config, "fit", Fit),
+        components=components,
+        members=members,
+        varying=differing(members),
+        config=dict(config),
+    )
+
+
+def _record(config: Mapping[str, Any], key: str, record: Any) -> Any:
+    table = config.get(key, {})
+    if not isinstance(table, Mapping):
+        raise BadInput(f"{units.written(table)} is not a table", key)
+    fixed = arguments(record, f"[{key}]", table, key)
+    missing = [name for name in record._fields if name not in fixed and name not in record._field_defaults]
+    if missing:
+        kind = units.meaning(record.__annotations__[missing[0]])
+        raise BadInput(f"[{key}] needs `{missing[0]}`, {kind}", key)
+    return record(**fixed)

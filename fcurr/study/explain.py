@@ -1,0 +1,54 @@
+"""A component in words: what flows, what is fixed and in what units, and its docstring."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Collection
+from typing import get_type_hints
+
+from fcurr.errors import BadInput
+from fcurr.study import units
+from fcurr.study.bind import PROVIDED, find, flowing
+from fcurr.study.near import near
+from fcurr.study.roles import ROLES, components
+
+
+def explain(name: str, plugins: Collection[str] = ()) -> list[str]:
+    """A text for every component of this name: `root`, `pace.root`, or "module:function"."""
+    if ":" in name:
+        module, _, attribute = name.rpartition(":")
+        return [_text(attribute, module, find(name, None, "", plugins))]
+    role, _, short = name.rpartition(".")
+    if role and role not in ROLES:
+        raise BadInput(f"there is no role `{role}`{near(role, ROLES)}; there are {', '.join(ROLES)}")
+    listed = [component for key in ([role] if role else ROLES) for component in components(key)]
+    found = [component for component in listed if component.name == short]
+    if not found:
+        known = [component.name for component in listed]
+        raise BadInput(f"there is no component `{short}`{near(short, known)}; `fcurr ls` lists them")
+    return [_text(f"{c.role}.{c.name}", c.module, getattr(importlib.import_module(c.module), c.name)) for c in found]
+
+
+def _text(name: str, module: str, function: Callable) -> str:
+    flows = flowing(function)
+    parameters = inspect.signature(function).parameters
+    hints = get_type_hints(function, include_extras=True)
+    lines = [f"{name}({', '.join(flows)})    in {module}" if flows else f"{name}    in {module}", ""]
+    lines += [f"  {line}".rstrip() for line in inspect.cleandoc(function.__doc__ or "no description").splitlines()]
+    fixed = [key for key in parameters if key not in flows]
+    if fixed:
+        lines += ["", "  takes by name"]
+    for key in fixed:
+        default = parameters[key].default
+        if default is not inspect.Parameter.empty:
+            note = f" (default {units.written(default)})"
+        else:
+            note = " (given by the run, if left out)" if key in PROVIDED else ""
+        kind = f"a {key}" if key in ROLES and not _is_value(hints[key]) else units.meaning(hints[key])
+        lines.append(f"    {key:18} {kind}{note}")
+    if (sense := units.sense(hints.get("return"))) is not None:
+        lines += ["", f"  sense: larger is {'harder' if sense.harder else 'easier'}"]
+    return "\n".join(lines)
+
+
+def _is_value(annotation: object) -> bool:
+    return units.plain(annotation) is not annotation

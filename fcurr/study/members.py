@@ -1,0 +1,179 @@
+"""Arms and members: which trainings a run consists of, and in what they differ.
+
+[arms] are what is compared: each is a set of changes to the config. [members] are axes: each key names a list, and
+every arm is trained at every point of their product. All of them are trained as one mapped program, so they share the
+data, the model and the kind of everything; what may differ is the seed, the curriculum, and numbers of optimizer and
+loss.
+"""
+
+import copy
+import itertools
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from fcurr.errors import BadInput
+from fcurr.study import units
+from fcurr.study.bind import Call, numbers, resolve
+from fcurr.study.near import near
+from fcurr.types import Seed
+
+CURRICULUM = {"order": "random", "sampling": "unbalanced", "pace": "none"}  # plain training
+MAY_VARY = ("seed", "optimizer", "loss", "curriculum")
+
+
+class Curriculum(NamedTuple):
+    order: Call
+    sampling: Call
+    pace: Call
+
+
+class Member(NamedTuple):
+    """One training of a run."""
+
+    arm: str  # what is compared: members of one arm differ in their axes only
+    axes: dict[str, Any]  # dotted key -> value, from [members]
+    seed: int
+    optimizer: Call
+    loss: Call
+    curriculum: Curriculum
+
+
+def expand(config: Mapping[str, Any], plugins: Collection[str] = ()) -> list[Member]:
+    """Every arm at every point of the axes."""
+    return [
+        _member(config, arm, change, axes, plugins) for arm, change in _arms(config).items() for axes in _axes(config)
+    ]
+
+
+def override(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The config with the value at a dotted key set."""
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    *path, last = key.split(".")
+    table: Any = changed
+    for part in path:
+        inner: Any = table.setdefault(part, {})
+        if isinstance(inner, str):  # a component written by its bare name
+            inner = table[part] = {"fn": inner}
+        if not isinstance(inner, dict):
+            raise BadInput(f"`{part}` is {units.written(inner)}, which has no keys", key)
+        table = inner
+    table[last] = value
+    return changed
+
+
+def merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with tables merged into it, key by key; a table that names a `fn` starts anew."""
+    merged = dict(config)
+    for key, value in change.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping) and "fn" not in value
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _arms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    arms = config.get("arms", {"": {}})
+    if not isinstance(arms, Mapping) or not arms:
+        raise BadInput(f"{units.written(arms)} is not a table of arms, each a table of changes", "arms")
+    for name, change in arms.items():
+        if not isinstance(change, Mapping):
+            raise BadInput(f"{units.written(change)} is not a table of changes", f"arms.{name}")
+        _may_vary(change, f"arms.{name}.")
+    return dict(arms)
+
+
+def _axes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The product of all lists of [members]."""
+    lists = _flat(config.get("members", {}))
+    for key, values in lists.items():
+        _may_vary({key.split(".")[0]: values}, "members.")
+        if not isinstance(values, list) or not values:
+            raise BadInput(f"{units.written(values)} is not a list of values, one a member", f"members.{key}")
+    return [dict(zip(lists, point, strict=True)) for point in itertools.product(*lists.values())]
+
+
+def _flat(table: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise BadInput(f"{units.written(table)} is not a table of lists", "members")
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return found
+
+
+def _may_vary(table: Mapping[str, Any], where: str) -> None:
+    for key in table:
+        if key not in MAY_VARY:
+            raise BadInput(
+                f"members of one run share `{key}`; they may differ in {', '.join(MAY_VARY)}", f"{where}{key}"
+            )
+
+
+def _member(
+    config: Mapping[str, Any], arm: str, change: Mapping[str, Any], axes: dict[str, Any], plugins: Collection[str]
+) -> Member:
+    """One member's own parts; a key that is wrong is named where it was written."""
+    own = merge(config, change)
+    for key, value in axes.items():
+        own = override(own, key, value)
+    try:
+        table = own.get("curriculum", {})
+        if not isinstance(table, Mapping):
+            raise BadInput(f"{units.written(table)} is not a table", "curriculum")
+        for key in table:
+            if key not in CURRICULUM:
+                keys = ", ".join(CURRICULUM)
+                raise BadInput(
+                    f"[curriculum] takes no `{key}`{near(key, CURRICULUM)}; it takes {keys}", f"curriculum.{key}"
+                )
+        parts = {
+            key: resolve(table.get(key, default), key, f"curriculum.{key}", plugins)
+            for key, default in CURRICULUM.items()
+        }
+        if parts["order"].name != "random" and "score" not in config:
+            raise BadInput(f"{parts['order'].name} ranks by a score: add a section [score]", "curriculum.order")
+        return Member(
+            arm=arm or parts["order"].name,
+            axes=axes,
+            seed=units.checked(own.get("seed", 0), Seed, "seed"),
+            optimizer=resolve(own["optimizer"], "optimizer", "optimizer", plugins),
+            loss=resolve(own.get("loss", "cross_entropy"), "loss", "loss", plugins),
+            curriculum=Curriculum(**parts),
+        )
+    except BadInput as wrong:
+        raise BadInput(str(wrong), _origin(wrong.where, arm, change, axes)) from None
+
+
+def _origin(where: str, arm: str, change: Mapping[str, Any], axes: dict[str, Any]) -> str:
+    """The key that a wrong value was written under: in [members], in an arm, or where it is."""
+    if where in axes:
+        return f"members.{where}"
+    table: Any = change
+    for part in where.split("."):
+        if not isinstance(table, Mapping) or part not in table:
+            return where
+        table = table[part]
+    return f"arms.{arm}.{where}"
+
+
+def differing(members: list[Member]) -> dict[str, list[float]]:
+    """The numbers of optimizer and loss in which members differ; anything else they must share."""
+    varying: dict[str, list[float]] = {}
+    for role in ("optimizer", "loss"):
+        calls: list[Call] = [getattr(member, role) for member in members]
+        found = [numbers(call) for call in calls]
+        for call, own in zip(calls, found, strict=True):
+            if own.keys() != found[0].keys() or _shape(call) != _shape(calls[0]):
+                raise BadInput(f"members of one run may differ in numbers of their {role}, not in its kind", role)
+        for path in found[0]:
+            values = [own[path] for own in found]
+            if len(set(values)) > 1:
+                varying[f"{role}.{path}"] = values
+    return varying
+
+
+def _shape(call: Call) -> Any:
+    """A call without its numbers."""
+    keep = {key: _shape(v) if isinstance(v, Call) else v for key, v in call.fixed.items()}
+    drop = {key: None if isinstance(v, int | float) and not isinstance(v, bool) else v for key, v in keep.items()}
+    return call.name, tuple(sorted(drop.items(), key=lambda item: item[0]))

@@ -1,0 +1,80 @@
+"""Roles: where a short name is looked up, and what flows into what it names.
+
+There is no registry: the component `root` of the role `pace` is the function `root` of fcurr.pacing. A role's functions
+are the public ones of its module whose positional parameters are what flows in that role; `components` reads them from
+the source, without importing anything.
+"""
+
+import ast
+from collections.abc import Iterator
+from importlib import resources
+from typing import NamedTuple
+
+
+class Role(NamedTuple):
+    module: str  # where short names are looked up
+    flows: tuple[tuple[str, ...], ...]  # the positional parameters a function of this role may have
+    answers: str  # the question it answers
+
+
+ROLES = {
+    "data": Role("fcurr.io.datasets", ((),), "which samples are there?"),
+    "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?"),
+    "noise": Role("fcurr.data.labels", (("y",),), "which labels are made wrong?"),
+    "imbalance": Role("fcurr.data.imbalance", (("y",),), "which classes are made rare?"),
+    "model": Role("fcurr.models", ((),), "what is trained?"),
+    "loss": Role("fcurr.losses", (("outputs", "y"),), "what is made small?"),
+    "optimizer": Role("fcurr.optim", ((),), "how do gradients move parameters?"),
+    "learning_rate": Role("fcurr.schedules", (("iteration",),), "how far, and when?"),
+    "score": Role("fcurr.scoring", (("params", "batch"), ("data",)), "how hard is a sample?"),
+    "order": Role("fcurr.curriculum", (("scores",),), "which samples first?"),
+    "sampling": Role("fcurr.curriculum", (("order", "y"),), "in which class balance?"),
+    "pace": Role("fcurr.pacing", (("state", "iteration"),), "how many are in play?"),
+}
+
+
+class Component(NamedTuple):
+    role: str
+    name: str
+    module: str  # where it is written
+    summary: str  # the first sentence of its docstring
+
+
+def components(role: str) -> list[Component]:
+    """The components of a role, in the order they are written in."""
+    found = []
+    for module, source in _sources(ROLES[role].module):
+        tree = ast.parse(source)
+        for node in tree.body:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            flows = tuple(argument.arg for argument in (*node.args.posonlyargs, *node.args.args))
+            if flows in ROLES[role].flows and node.args.kwarg is None and _returns_component(node):
+                text = ast.get_docstring(node) or ""
+                found.append(Component(role, node.name, module, " ".join(text.split("\n\n")[0].split())))
+    return found
+
+
+def names(role: str) -> list[str]:
+    """The short names of a role."""
+    return [component.name for component in components(role)]
+
+
+def _returns_component(node: ast.FunctionDef) -> bool:
+    """A role without flowing arguments is told by what is returned: a Dataset, a Model, an Optimizer."""
+    if node.args.args or node.args.posonlyargs:
+        return True
+    return isinstance(node.returns, ast.Name) and node.returns.id in ("Dataset", "Model", "Optimizer")
+
+
+def _sources(module: str) -> Iterator[tuple[str, str]]:
+    """(module name, source) of a module, or of every file of a package; found beside fcurr's own files."""
+    *folders, name = module.split(".")[1:]
+    folder = resources.files("fcurr").joinpath(*folders)
+    path = folder.joinpath(name)
+    if not path.is_dir():
+        yield module, folder.joinpath(f"{name}.py").read_text()
+        return
+    for file in sorted(path.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py") and not file.name.startswith("_"):
+            yield f"{module}.{file.name[:-3]}", file.read_text()

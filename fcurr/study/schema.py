@@ -1,0 +1,78 @@
+"""The JSON Schema of configs, made from the signatures that read them."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
+
+from fcurr.study import units
+from fcurr.study.bind import PROVIDED, flowing
+from fcurr.study.config import KEYS, NEEDED, RECORDS, ROLE_KEYS, Name
+from fcurr.study.members import CURRICULUM
+from fcurr.study.roles import ROLES, components
+from fcurr.types import Seed
+
+
+def schema() -> dict[str, Any]:
+    """A schema that knows every component, every key, every bound."""
+    properties: dict[str, Any] = {"name": _value(Name), "seed": _value(Seed)}
+    properties |= {key: {"$ref": f"#/$defs/{key}"} for key in ROLE_KEYS}
+    properties |= {key: _table(record, {}) for key, record in RECORDS.items()}
+    properties["curriculum"] = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {key: {"$ref": f"#/$defs/{key}"} for key in CURRICULUM},
+    }
+    properties["members"] = {"type": "object", "description": "axes: dotted key -> a list of values, one a member"}
+    properties["arms"] = {
+        "type": "object",
+        "description": "what is compared: each arm is a table of changes to the config",
+        "additionalProperties": {"type": "object"},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "fcurr config",
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(NEEDED),
+        "properties": {key: properties[key] for key in KEYS},
+        "$defs": {role: _role(role) for role in ROLES},
+    }
+
+
+def _role(role: str) -> dict[str, Any]:
+    """A component's name, or a table with its `fn`; a module:function may take anything."""
+    found = components(role)
+    own = {"type": "string", "pattern": "^[^:]+:[^:]+$", "description": "your own module:function"}
+    tables = [
+        _table(getattr(importlib.import_module(c.module), c.name), {"fn": {"const": c.name}}, c.summary) for c in found
+    ]
+    anything = {"type": "object", "required": ["fn"], "properties": {"fn": own}}
+    names = {"enum": [component.name for component in found]}
+    return {"description": ROLES[role].answers, "anyOf": [names, own, *tables, anything]}
+
+
+def _table(function: Callable, more: dict[str, Any], summary: str = "") -> dict[str, Any]:
+    parameters, flows = inspect.signature(function).parameters, flowing(function)
+    hints = get_type_hints(function, include_extras=True)
+    properties, required = dict(more), list(more)
+    for key in (key for key in parameters if key not in flows):
+        reference = {"$ref": f"#/$defs/{key}"} if key in ROLES else None
+        own = _value(hints[key]) if key not in ROLES or units.plain(hints[key]) is not hints[key] else None
+        properties[key] = {"anyOf": [reference, own]} if reference and own else reference or own
+        if parameters[key].default is not inspect.Parameter.empty and own is not None:
+            properties[key] = {**properties[key], "default": parameters[key].default}
+        elif parameters[key].default is inspect.Parameter.empty and key not in PROVIDED:
+            required.append(key)
+    table = {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+    return {**table, "description": summary} if summary else table
+
+
+def _value(annotation: Any) -> dict[str, Any]:
+    try:
+        found = TypeAdapter(units.plain(annotation)).json_schema()
+    except Exception:  # a type no config can write, such as a function
+        return {"description": "not to be written in a config"}
+    return {**found, "description": units.meaning(annotation)}

@@ -1,0 +1,77 @@
+"""What an annotated type says, in words, and whether a value of a config fits it."""
+
+import json
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from fcurr.errors import BadInput
+from fcurr.types import Sense, Unit
+
+_BOUNDS = {Gt: ("gt", "greater than"), Ge: ("ge", "at least"), Lt: ("lt", "less than"), Le: ("le", "at most")}
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def plain(annotation: Any) -> Any:
+    """The part of an annotation that a value in a config can have: of `Rate | Schedule`, the Rate."""
+    if get_origin(annotation) in (Union, UnionType):
+        written = [part for part in get_args(annotation) if get_origin(part) is Annotated or part in _KINDS]
+        return written[0] if written else annotation
+    return annotation
+
+
+def meaning(annotation: Any) -> str:
+    """What a value of this type is: "a share of the data: a number, greater than 0, at most 1"."""
+    annotation = plain(annotation)
+    units = [note.meaning for note in _notes(annotation) if isinstance(note, Unit)]
+    limits = ", ".join(part for part in (_kind(annotation), *_limits(annotation)) if part)
+    return f"{_article(units[0])} {units[0]}: {limits}" if units else limits
+
+
+def sense(annotation: Any) -> Sense | None:
+    """The sense of a score, read from its return type."""
+    return next((note for note in _notes(annotation) if isinstance(note, Sense)), None)
+
+
+def checked(value: Any, annotation: Any, where: str) -> Any:
+    """The value as the type has it (a list becomes a tuple), or BadInput in words."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # costs 0.2 s, and only configs need it
+
+    annotation = plain(annotation)
+    try:
+        config = ConfigDict(strict=True, allow_inf_nan=False)
+        return TypeAdapter(annotation, config=config).validate_json(json.dumps(value, default=str))
+    except ValidationError:
+        raise BadInput(f"{written(value)} is not {meaning(annotation)}", where) from None
+
+
+def written(value: Any) -> str:
+    """A value as TOML writes it, shortened."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _notes(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+
+
+def _kind(annotation: Any) -> str:
+    bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if get_origin(bare) is tuple:
+        return f"a list, each {meaning(get_args(bare)[0])}"
+    if get_origin(bare) is Literal:
+        return "one of " + ", ".join(json.dumps(choice) for choice in get_args(bare))
+    if get_origin(bare) is Callable:
+        return "a function, which a config cannot hold: write your own module:function that gives the whole"
+    return _KINDS.get(bare, getattr(bare, "__name__", str(bare)))
+
+
+def _limits(annotation: Any) -> list[str]:
+    found = [(note, *_BOUNDS[type(note)]) for note in _notes(annotation) if type(note) in _BOUNDS]
+    return [f"{words} {getattr(note, field)}" for note, field, words in found]
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
