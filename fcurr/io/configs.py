@@ -27,7 +27,10 @@ def load(path: Path, changes: Sequence[str], plugins: Sequence[str]) -> tuple[di
         key, equals, text = change.partition("=")
         if not equals or not all(key.split(".")):
             raise BadInput(f"`{change}` is not a change to the config: key=value, such as optimizer.learning_rate=0.05")
-        table = override(table, key, toml.value(text))
+        try:
+            table = override(table, key, toml.value(text))
+        except BadInput as wrong:
+            raise located(wrong, source) from None
     table.setdefault("name", path.stem)
     beside(path.resolve().parent, plugins)
     return table, source

@@ -3,6 +3,7 @@
 Labels are numbered in sorted order, and what they were called is kept.
 """
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def digits() -> Dataset:
 def npz(*, path: Name, x: str = "x", y: str = "y") -> Dataset:
     """A NumPy archive with an array of samples and an array of labels, named `x` and `y` unless said otherwise."""
     _exists(path)
+    if not zipfile.is_zipfile(path):
+        raise BadInput(f"{path} is not a .npz archive, which is a zip file", "path")
     try:
         with np.load(path, allow_pickle=False) as archive:
             for name in (x, y):

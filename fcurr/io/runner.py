@@ -57,7 +57,7 @@ def load(experiment: Experiment) -> Prepared:
 def start_or_continue(experiment: Experiment, prepared: Prepared, folder: Path, code: dict[str, str]) -> Outcome:
     """Everything a run computes, beginning where the folder's checkpoints stand; the folder must be held."""
     if not store.agree(folder, experiment.config, code):
-        files.write_json(folder / "environment.json", environment.describe())
+        files.write_json(folder / store.ENVIRONMENT, environment.describe())
         store.write_config(folder, experiment.config, code)
     with signals.asked_to_stop() as asked:
         try:

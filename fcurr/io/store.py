@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from fcurr.io import files, toml
 CONFIG, CODE, STATUS = "config.toml", "code.json", "status.json"
 METRICS, SCORES = "metrics.jsonl", "scores.parquet"
 CHECKPOINT, SCORING, RESULTS, REPORT = "checkpoint.safetensors", "scoring.safetensors", "results.json", "report.html"
+ENVIRONMENT = "environment.json"
+WRITTEN = (CONFIG, CODE, STATUS, METRICS, SCORES, CHECKPOINT, SCORING, RESULTS, REPORT, ENVIRONMENT)
 
 
 @contextlib.contextmanager
@@ -39,15 +40,9 @@ def held(folder: Path) -> Iterator[None]:
 def agree(folder: Path, config: Mapping[str, Any], code: Mapping[str, str]) -> bool:
     """Whether the folder already holds a run of this config and this outside code (module: hash of its file). BadInput
     if it holds something else; a run that got nowhere is nothing."""
-    path = folder / CONFIG
-    if not path.exists():
-        strange = (
-            [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.exists() else []
-        )
-        if strange:
-            raise BadInput(f"{folder} is not a run's folder: it holds {strange[0]}; give another name with name=...")
+    if not _own(folder):
         return False
-    there = {"config": toml.read(path)[0], "code": json.loads((folder / CODE).read_text())}
+    there = {"config": toml.read(folder / CONFIG)[0], "code": json.loads((folder / CODE).read_text())}
     here = json.loads(json.dumps({"config": config, "code": code}, default=str))
     if there == here:
         return True
@@ -67,11 +62,20 @@ def finished(folder: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Throws away what a run left, keeping the folder."""
-    for entry in folder.iterdir():
-        if entry.name == ".lock":
-            continue
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    """Throws away what a run left, and nothing else."""
+    if _own(folder):
+        for name in WRITTEN:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _own(folder: Path) -> bool:
+    """Whether there is a run in a folder; BadInput if there is something else."""
+    if (folder / CONFIG).exists():
+        return True
+    strange = [entry.name for entry in folder.iterdir() if entry.name[0] != "."] if folder.exists() else []
+    if any(name not in WRITTEN for name in strange):
+        raise BadInput(f"{folder} is not a run's folder: it holds {strange[0]}; give another name with name=...")
+    return False
 
 
 def write_config(folder: Path, config: Mapping[str, Any], code: Mapping[str, str]) -> None:

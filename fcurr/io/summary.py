@@ -126,7 +126,7 @@ def story(outcome: Outcome, folder: Path, table: list[dict[str, Any]]) -> Story:
         easiest=[] if order is None else _pictures(outcome, order[:SHOWN]),
         hardest=[] if order is None else _pictures(outcome, order.flip(0)[:SHOWN]),
         config=(folder / store.CONFIG).read_text(),
-        environment=json.loads((folder / "environment.json").read_text()),
+        environment=json.loads((folder / store.ENVIRONMENT).read_text()),
     )
 
 

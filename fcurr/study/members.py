@@ -78,7 +78,8 @@ def _arms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     for name, change in arms.items():
         if not isinstance(change, Mapping):
             raise BadInput(f"{units.written(change)} is not a table of changes", f"arms.{name}")
-        _may_vary(change, f"arms.{name}.")
+        for key in change:
+            _may_vary(key, f"arms.{name}.{key}")
     return dict(arms)
 
 
@@ -86,7 +87,7 @@ def _axes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The product of all lists of [members]."""
     lists = _flat(config.get("members", {}))
     for key, values in lists.items():
-        _may_vary({key.split(".")[0]: values}, "members.")
+        _may_vary(key, f"members.{key}")
         if not isinstance(values, list) or not values:
             raise BadInput(f"{units.written(values)} is not a list of values, one a member", f"members.{key}")
     return [dict(zip(lists, point, strict=True)) for point in itertools.product(*lists.values())]
@@ -101,12 +102,10 @@ def _flat(table: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def _may_vary(table: Mapping[str, Any], where: str) -> None:
-    for key in table:
-        if key not in MAY_VARY:
-            raise BadInput(
-                f"members of one run share `{key}`; they may differ in {', '.join(MAY_VARY)}", f"{where}{key}"
-            )
+def _may_vary(key: str, where: str) -> None:
+    section = key.split(".")[0]
+    if section not in MAY_VARY:
+        raise BadInput(f"members of one run share `{section}`; they may differ in {', '.join(MAY_VARY)}", where)
 
 
 def _member(

@@ -1,0 +1,119 @@
+"""The command line: what each command prints, and that nothing heavy is loaded to print it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+from small import CONFIG, fcurr, process, written
+
+ROOT = Path(__file__).parent.parent
+TEMPLATES = ROOT / "cli/fcurr_cli/templates"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["ls"], ["ls", "pace"]])
+def test_help_and_listings_load_neither_torch_nor_numpy(arguments):
+    program = (
+        "import sys\nfrom fcurr_cli.main import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as end: assert not end.code\n"
+        "print([name for name in ('torch', 'numpy', 'sklearn', 'matplotlib') if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert done.stdout.strip()
+
+
+def test_ls_names_every_component_of_a_role_in_a_line_each():
+    lines = fcurr("ls", "pace").stdout.splitlines()
+    assert lines[0] == "pace: how many are in play?"
+    names = ["none", "linear", "quadratic", "root", "polynomial", "exponential", "logarithmic", "one_step"]
+    assert [line.split()[0] for line in lines[1:]] == names
+    assert all(len(line.split(None, 1)[1]) > 20 for line in lines[1:])
+
+
+def test_ls_refuses_a_role_that_there_is_not():
+    result = fcurr("ls", "pase")
+    assert result.exit_code == 2 and "there is no role `pase` (did you mean `pace`?)" in result.stderr
+
+
+def test_explain_shows_signature_units_formula_and_source():
+    said = fcurr("explain", "root").stdout
+    assert said.startswith("pace.root(state, iteration)    in fcurr.pacing\n")
+    assert "initial_size       a share of the data: a number, greater than 0, at most 1\n" in said
+    assert "f(u) = u^(1 / power)" in said and "Wu et al. (2021)" in said and "(default 2.0)" in said
+    assert "sense: larger is easier" in fcurr("explain", "score.margin").stdout
+
+
+def test_every_component_is_explained_with_a_source_or_a_formula():
+    from fcurr.study.roles import ROLES, components
+
+    for role in ROLES:
+        for component in components(role):
+            said = fcurr("explain", f"{role}.{component.name}")
+            assert said.exit_code == 0 and len(said.stdout) > 60, component
+
+
+def test_explain_suggests_what_may_have_been_meant():
+    result = fcurr("explain", "rooot")
+    assert result.exit_code == 2
+    assert result.stderr == "fcurr: there is no component `rooot` (did you mean `root`?); `fcurr ls` lists them\n"
+
+
+def test_the_schema_is_a_schema_and_accepts_every_config_that_is_shipped():
+    schema = json.loads(fcurr("schema").stdout)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    for path in [*ROOT.glob("configs/*.toml"), *TEMPLATES.glob("*.toml")]:
+        assert not list(validator.iter_errors(tomllib.loads(path.read_text()))), path
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("training", "total_iteration", 3),
+        ("training", "batch_size", 0),
+        ("optimizer", "fn", "sgdd"),
+        ("optimizer", "momentum", 1.5),
+        ("model", "hidden", ["wide"]),
+        ("curriculum", "pace", {"fn": "root", "initial_size": 2}),
+    ],
+)
+def test_the_schema_refuses_what_the_command_refuses(section, key, value, tmp_path):
+    config = {**CONFIG, section: {**CONFIG[section], key: value}}
+    schema = json.loads(fcurr("schema").stdout)
+    assert not jsonschema.Draft202012Validator(schema).is_valid(config)
+    assert fcurr("check", written(tmp_path, config)).exit_code == 2
+
+
+def test_init_writes_a_starter_that_runs_as_it_is(tmp_path):
+    made = fcurr("init", tmp_path / "new")
+    assert made.stdout.splitlines()[-1] == f"next: fcurr run {tmp_path}/new/starter.toml --plugin my_curriculum"
+    command = ["run", "starter.toml", "--plugin", "my_curriculum", "training.total_iterations=30", "fit.iterations=20"]
+    done = process(*command, cwd=tmp_path / "new")
+    said, progress = done.communicate()
+    assert done.returncode == 0, progress
+    assert "mine" in said and (tmp_path / "new/runs/starter/report.html").exists()
+    code = json.loads((tmp_path / "new/runs/starter/code.json").read_text())
+    assert list(code) == ["my_curriculum"] and len(code["my_curriculum"]) == 64
+
+
+def test_init_never_writes_over_a_file(tmp_path):
+    (tmp_path / "my_curriculum.py").write_text("mine")
+    result = fcurr("init", tmp_path)
+    assert result.exit_code == 2 and result.stderr.endswith("is there already; nothing was written\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["my_curriculum.py"]
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs `script` to make a terminal")
+def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left(tmp_path):
+    path = written(tmp_path, {**CONFIG, "training": {**CONFIG["training"], "total_iterations": 400}})
+    program = f"{sys.executable} -c 'from fcurr_cli.main import main; main()' run {path} --out {tmp_path}/runs"
+    done = subprocess.run(
+        ["script", "-qec", program, "/dev/null"], capture_output=True, text=True, env={**os.environ, "TERM": "xterm"}
+    )
+    assert "━" in done.stdout and "steps/s" in done.stdout and "0:00:0" in done.stdout

@@ -1,0 +1,255 @@
+"""A run and its folder: what it leaves, and that nothing that happens to it changes what it would have been."""
+
+import copy
+import json
+import signal
+import tomllib
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import CONFIG, contents, fcurr, process, written
+
+from fcurr import tree
+from fcurr.io import checkpoint, configs, runner, store
+
+SAME = (
+    store.METRICS,
+    store.SCORES,
+    store.CHECKPOINT,
+    store.RESULTS,
+    store.CONFIG,
+)  # no clock in them
+
+
+def _run(folder: Path, config=CONFIG, *more: str):
+    return fcurr("run", written(folder, config), "--out", folder / "runs", *more)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("straight")
+    result = _run(folder)
+    assert result.exit_code == 0, result.stderr
+    return folder / "runs/small", result
+
+
+def _same(folder: Path, straight: Path) -> None:
+    for name in SAME:
+        assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_a_run_leaves_its_config_environment_scores_metrics_checkpoint_results_and_report(straight):
+    folder, result = straight
+    assert set(store.WRITTEN) - {store.SCORING} == {name for name in contents(folder) if not name.startswith(".")}
+    assert tomllib.loads((folder / store.CONFIG).read_text()) == CONFIG
+    assert json.loads((folder / store.ENVIRONMENT).read_text())["torch"] == torch.__version__
+    assert json.loads((folder / store.STATUS).read_text()) == {"status": "finished"}
+    assert str(folder / store.REPORT) in result.stdout and "± " in result.stdout
+    rows = store.metrics(folder)
+    assert [row["iteration"] for row in rows] == [i for i in (10, 20, 30, 40) for _ in range(4)]
+    assert {row["arm"] for row in rows} == {"plain", "easy_first"}
+
+
+def test_results_go_to_stdout_and_progress_to_stderr_in_plain_lines(straight):
+    _, result = straight
+    assert "steps/s" in result.stderr and "steps/s" not in result.stdout
+    assert "\x1b" not in result.stderr + result.stdout and "\r" not in result.stderr
+    assert "best on validation" in result.stdout and "best on validation" not in result.stderr
+
+
+def test_the_sizes_that_are_logged_follow_the_pace(straight):
+    rows = store.metrics(straight[0])
+    sizes = {(row["arm"], row["iteration"]): row["size"] for row in rows}
+    assert [sizes["plain", i] for i in (10, 20, 30, 40)] == [1437] * 4
+    assert sizes["easy_first", 10] == 287  # floor(0.2 * 1437), exhausted in batch 17 of 16 samples, when the pace says
+    assert sizes["easy_first", 40] == int((0.2 + 0.8 * 17 / 20) * 1437)  # 1264, which 23 more batches do not exhaust
+
+
+def test_scores_are_a_table_with_both_labels_and_ranks(straight):
+    table = pyarrow.parquet.read_table(straight[0] / store.SCORES).to_pydict()
+    assert list(table) == ["id", "label", "true_label", "score", "rank"]
+    assert len(set(table["id"])) == 1437
+    wrong = sum(a != b for a, b in zip(table["label"], table["true_label"], strict=True))
+    assert wrong == round(0.4 * 1437)
+    by_rank = sorted(range(1437), key=lambda i: table["rank"][i])
+    assert [table["score"][i] for i in by_rank] == sorted(table["score"])
+    assert table["rank"][by_rank[0]] == 0 and table["rank"][by_rank[-1]] == 1
+
+
+def test_a_checkpoint_is_named_tensors_that_anything_can_read(straight):
+    tensors = safetensors.torch.load_file(straight[0] / store.CHECKPOINT)
+    assert tensors["state.run.train.params['0.weight']"].shape == (4, 8, 64)
+    assert int(tensors["state.run.iteration"]) == 40
+
+
+class Killed(Exception):
+    pass
+
+
+@settings(max_examples=8)
+@given(step=st.integers(1, 59), when=st.sampled_from(["before saving", "while saving", "after the step"]))
+def test_a_run_cut_anywhere_and_started_again_is_bit_for_bit_the_run_that_was_not(
+    step, when, straight, tmp_path_factory
+):
+    """20 steps of scoring, then 40 of training; a fault comes at one of them, then the same command is given again."""
+    folder = tmp_path_factory.mktemp("cut")
+    with pytest.MonkeyPatch.context() as patch:
+        taken = 0
+        travel, save = runner.training.proceed, checkpoint.save
+
+        def proceed(program, run):
+            nonlocal taken
+            for state in travel(program, run):
+                taken += 1
+                if taken == step and when == "after the step":
+                    raise Killed
+                yield state
+
+        def saving(path, state, **facts):
+            if taken >= step and when == "before saving":
+                raise Killed
+            save(path, state, **facts)
+            if taken >= step and when == "while saving":
+                path.with_name(f".{path.name}.1.tmp").write_bytes(b"half")
+                raise Killed
+
+        patch.setattr(runner.training, "proceed", proceed)
+        patch.setattr(checkpoint, "save", saving)
+        assert isinstance(_run(folder).exception, Killed)
+    assert _run(folder).exit_code == 0
+    _same(folder / "runs/small", straight[0])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_after_the_step_saves_says_how_to_go_on_and_nothing_is_lost(number, code, tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["training"] |= {"total_iterations": 3000, "save_every": 100000, "evaluate_every": 100}
+    path = written(tmp_path, config)
+    stopped = process("run", path, "--out", tmp_path / "runs")
+    metrics = tmp_path / "runs/small" / store.METRICS
+    while not metrics.exists() or not metrics.read_text():
+        assert stopped.poll() is None, stopped.communicate()
+    stopped.send_signal(number)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == code, said
+    last = said.splitlines()[-1]
+    assert "stopped after step" in last and "nothing is lost; to go on: fcurr run" in last and "Traceback" not in said
+    done = int(last.split("after step ")[1].split()[0])
+    assert 0 < done < 3000
+    again = fcurr("run", path, "--out", tmp_path / "runs")
+    assert again.exit_code == 0
+    assert "training (4 members): 3000/3000" in again.stderr
+    (tmp_path / "other").mkdir()
+    assert fcurr("run", path, "--out", tmp_path / "other").exit_code == 0
+    _same(tmp_path / "runs/small", tmp_path / "other/small")
+
+
+@pytest.mark.long
+def test_a_process_killed_at_any_moment_and_started_again_is_bit_for_bit_the_run_that_was_not(tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["training"] |= {"total_iterations": 600, "save_every": 7, "evaluate_every": 50}
+    path = written(tmp_path, config)
+    assert fcurr("run", path, "--out", tmp_path / "straight").exit_code == 0
+    kills = 0
+    for attempt in range(40):
+        victim = process("run", path, "--out", tmp_path / "killed")
+        try:
+            victim.communicate(timeout=2.6 + 0.21 * (attempt % 7))
+            break
+        except Exception:
+            victim.kill()
+            victim.communicate()
+            kills += 1
+    assert victim.returncode == 0 and kills >= 1
+    _same(tmp_path / "killed/small", tmp_path / "straight/small")
+
+
+def test_a_finished_run_is_shown_again_and_left_alone(straight):
+    folder, first = straight
+    before = contents(folder)
+    again = fcurr("run", written(folder.parent.parent), "--out", folder.parent)
+    assert (again.exit_code, again.stdout) == (0, first.stdout)
+    assert "finished already" in again.stderr and contents(folder) == before
+
+
+def test_a_fresh_run_is_the_same_run(straight, tmp_path):
+    assert _run(tmp_path).exit_code == 0
+    assert _run(tmp_path, CONFIG, "--fresh").exit_code == 0
+    _same(tmp_path / "runs/small", straight[0])
+
+
+def test_check_says_what_would_run_and_touches_nothing(tmp_path):
+    path = written(tmp_path)
+    before = contents(tmp_path)
+    result = fcurr("check", path, "--out", tmp_path / "runs")
+    assert result.stdout.splitlines() == [
+        f"{path} is right. It would",
+        "  score 1,437 samples by cross_validated_loss, models trained for 20 steps",
+        "  train 4 members as one program of 40 steps, batches of 16",
+        "  compare plain, easy_first",
+        f"  write {tmp_path}/runs/small",
+    ]
+    assert contents(tmp_path) == before and not (tmp_path / "runs").exists()
+
+
+def test_a_change_on_the_command_line_is_in_the_config_as_run(tmp_path):
+    assert _run(tmp_path, CONFIG, "training.total_iterations=10", "curriculum.pace=none", "name=other").exit_code == 0
+    there = tomllib.loads((tmp_path / "runs/other" / store.CONFIG).read_text())
+    assert there["training"]["total_iterations"] == 10 and there["curriculum"]["pace"] == "none"
+
+
+def _states(folder: Path, config) -> runner.Run:
+    """The last state of a config's members, by the library."""
+    table, source = configs.load(written(folder, config), [], [])
+    experiment = configs.experiment(table, source, [])
+    prepared = runner.load(experiment)
+    scores = torch.rand(len(prepared.train.y), generator=torch.Generator().manual_seed(0))
+    program, run = runner.train_program(experiment, prepared, scores)
+    return runner.training.finish(program, run)
+
+
+AXES = {
+    "seed": [0, 3],
+    "optimizer.learning_rate": [0.1, 0.02],
+    "curriculum.order": ["easy_first", "hard_first", "random"],
+    "curriculum.pace.initial_size": [0.1, 0.5],
+    "curriculum.pace.fn": ["linear", "root", "exponential"],
+    "curriculum.sampling": ["balanced", "original"],
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_members_numbers_are_those_of_the_same_run_alone(axis, tmp_path):
+    """Equal to rounding: at most a few units in the last place of float32 after 40 steps."""
+    config = copy.deepcopy(CONFIG) | {"arms": {"one": {}}, "members": {axis: AXES[axis]}}
+    together = _states(tmp_path, config)
+    for place, value in enumerate(AXES[axis]):
+        alone = _states(tmp_path, config | {"members": {axis: [value]}})
+        assert tree.equal(tree.member(together.cursor, place), tree.member(alone.cursor, 0))
+        for name, leaf in tree.member(together.train.params, place).items():
+            torch.testing.assert_close(leaf, alone.train.params[name][0], rtol=2e-4, atol=2e-5)
+
+
+def test_members_that_count_epochs_end_after_as_many_passes(tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["training"] |= {"clock": "epoch", "total_iterations": 2, "batch_size": 64, "evaluate_every": 5}
+    run = _states(tmp_path, config)
+    plain, easy = run.train.iteration.tolist()[::2]
+    assert plain == -(-2 * 1437 // 64) and easy == -(-(287 + 1437) // 64)
+
+
+@pytest.mark.long
+def test_a_compiled_run_finds_what_the_traced_one_does(tmp_path):
+    config = copy.deepcopy(CONFIG)
+    traced = _states(tmp_path, config)
+    config["training"]["compile"] = True
+    compiled = _states(tmp_path, config)
+    assert tree.equal(traced.cursor, compiled.cursor)
+    for name, leaf in traced.train.params.items():
+        torch.testing.assert_close(leaf, compiled.train.params[name], rtol=2e-4, atol=2e-5)
