@@ -1,6 +1,5 @@
 """What training makes small, side by side: `loss(outputs, y) -> [batch]`, unreduced."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -104,7 +104,15 @@ def together(step: Step, *examples: Any, compiled: bool = False) -> Step:
     rounding.
     """
     mapped = vmap(step)
-    return torch.compile(mapped) if compiled else make_fx(mapped)(*examples)
+    return torch.compile(mapped) if compiled else traced(mapped, *examples)
+
+
+def traced(function: Callable, *examples: Any) -> Callable:
+    """The operations that a function of tensors consists of, for arguments of these sizes, without the Python around it.
+
+    Like torch.compile it fixes what Python decides: the function must not decide by the values of tensors.
+    """
+    return make_fx(function)(*examples)
 
 
 def begin(program: Program, states: TrainState) -> Run:

@@ -1,0 +1,42 @@
+"""Sixteen trainings as one program, against sixteen imperative ones after each other: python benchmarks/members.py"""
+
+import torch
+from interleave import imperative, quiet, ratios, show
+from step import RATE, folding, method
+from torch.func import vmap
+
+from fcurr import optim, training, tree
+from fcurr.types import Batch
+
+MEMBERS = 16
+
+
+def main() -> None:
+    quiet()
+    torch.manual_seed(0)
+    x, y = torch.randn(128, 64), torch.randint(0, 10, (128,))
+    plain = method(optim.sgd(learning_rate=RATE, momentum=0.9))
+    states = tree.stack([plain.init(seed) for seed in range(MEMBERS)])
+    batches = Batch(
+        x=x.expand(MEMBERS, 128, 64).contiguous(),
+        y=y.expand(MEMBERS, 128).contiguous(),
+        id=torch.arange(128).expand(MEMBERS, 128).contiguous(),
+    )
+    mapped = vmap(plain.step)
+    traced, whole = training.traced(mapped, states, batches), torch.compile(mapped, fullgraph=True)
+    assert tree.equal(traced(states, batches), mapped(states, batches)), "traced and mapped steps differ"
+    options = {"lr": RATE, "momentum": 0.9}
+    found = ratios(
+        {
+            "16 imperative, fused torch.optim.SGD": imperative(x, y, MEMBERS, torch.optim.SGD, fused=True, **options),
+            "16 imperative, torch.optim.SGD as it comes": imperative(x, y, MEMBERS, torch.optim.SGD, **options),
+            "fcurr, vmap(train_step)": folding(mapped, states, batches),
+            "fcurr, vmap(train_step) traced (what a run does)": folding(traced, states, batches),
+            "fcurr, vmap(train_step) compiled": folding(whole, states, batches),
+        }
+    )
+    show("16 members (targets: throughput at least 2.0, compiled at least 3.5)", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The report: laws of the page, and the sentences it begins with."""
+
+import base64
+import re
+from html import escape, unescape
+from html.parser import HTMLParser
+from io import BytesIO
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from fcurr.io import plots  # noqa: E402
+from fcurr.io.report import Arm, Picture, Row, Story, percent, reading, render  # noqa: E402
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: the words, the attributes, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.attributes, self.said = [], [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.said += data
+
+
+def row(arm: str, last: float, std: float = 0.01, seeds: int = 3) -> Row:
+    best = {"best_mean": last + 0.001, "best_std": std / 2}
+    return {"arm": arm, "last_mean": last, "last_std": std, **best, "seeds": seeds}
+
+
+def story(names=("easy_first", "plain"), seeds: int = 3, evaluations: int = 9, **changes) -> Story:
+    numbers = np.random.default_rng(0)
+    size = (evaluations, seeds)
+    arms = [
+        Arm(
+            name=name,
+            accuracy=numbers.uniform(0.8, 0.9, size),
+            validation=numbers.uniform(0.8, 0.9, size),
+            loss=np.concatenate([np.full((1, seeds), np.nan), numbers.uniform(0.1, 2, size)[1:]]),
+            sizes=np.minimum(100, 20 + 10 * np.arange(evaluations)) if at else np.full(evaluations, 100),
+        )
+        for at, name in enumerate(names)
+    ]
+    pictures = [
+        Picture(7, numbers.random((8, 8)), "3", "8", 2.5),
+        Picture(9, numbers.random((40, 90, 3)), "1", "1", 0.1),
+    ]
+    plain = Story(
+        name="digits",
+        summary=[("training samples", "1,078"), ("label noise", "symmetric, 40 %")],
+        iterations=50 * np.arange(1, evaluations + 1),
+        arms=arms,
+        table=[row(arm.name, float(arm.accuracy[-1].mean()), 0.0123, seeds) for arm in arms],
+        scores=numbers.gamma(2, 1, 100),
+        wrong=numbers.random(100) < 0.4,
+        easiest=pictures[1:],
+        hardest=pictures[:1],
+        config='[data]\nfn = "digits"  # 0 < 1 & more',
+        environment={"torch": "2.13.0"},
+    )
+    return plain._replace(**changes)
+
+
+def headings(text: str) -> list[str]:
+    return [unescape(found) for found in re.findall(r"<h[23]>(.*?)</h[23]>", text)]
+
+
+def test_a_report_fetches_nothing():
+    page = Page(render(story()))
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    for name, value in page.attributes:
+        if name in {"src", "href", "xlink:href", "srcset", "poster", "data", "action"}:
+            assert value.startswith(("#", "data:image/png;base64,")), (name, value)
+        assert not re.search(r"url\((?!#)", value or "")
+    assert not re.search(r"@import|url\((?!#)", render(story()))
+
+
+def test_every_element_is_closed():
+    assert Page(render(story())).open == []
+
+
+def test_every_arm_and_every_number_of_the_table_is_in_the_text():
+    told = story([f"arm_{at}" for at in range(8)])
+    said = Page(render(told)).said
+    for line in told.table:
+        assert line["arm"] in said
+        for key in ("last_mean", "last_std", "best_mean", "best_std"):
+            assert percent(line[key]) in said
+
+
+def test_facts_config_and_environment_are_in_the_text():
+    told = story()
+    said = Page(render(told)).said
+    for words in [told.name, told.config, *sum(told.summary, ()), *sum(told.environment.items(), ())]:
+        assert words in said
+
+
+def test_markup_in_words_is_escaped():
+    evil = "<script>alert('&')</script>\"$x$"
+    told = story(
+        names=(evil, "plain"),
+        name=evil,
+        summary=[(evil, evil)],
+        config="</pre>" + evil,
+        environment={evil: evil},
+        hardest=[Picture(0, np.zeros((2, 2)), evil, "8", 1.0)],
+    )
+    text = render(told)
+    assert "<script" not in text
+    assert escape(evil, quote=False)[:11] in text
+    assert Page(text).open == []
+    assert evil in Page(render(told._replace(table=[row(evil, 0.9)]))).said
+
+
+def test_the_same_story_renders_to_the_same_bytes():
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
+        other = render(story())
+        assert matplotlib.rcParams["font.size"] == 30  # and leaves settings as they were
+    assert render(story()) == render(story()) == other
+
+
+def test_what_a_story_lacks_has_no_section():
+    difficulty = ["Difficulty", "The easiest", "The hardest"]
+    facts, *middle, made = ["Facts", "Test accuracy", "Learning curves and pace", "How it was made"]
+    assert headings(render(story())) == [facts, *middle, *difficulty, made]
+    bare = story(summary=[], scores=None, wrong=None, easiest=[], hardest=[], environment={})
+    assert headings(render(bare)) == [*middle, made]
+    assert "Environment" not in Page(render(bare)).said
+    assert headings(render(bare._replace(arms=[], table=[]))) == [made]
+    assert "The hardest" not in headings(render(story(hardest=[])))
+
+
+def test_a_wrong_label_is_marked_and_a_right_one_is_not():
+    text = render(story())
+    assert text.count('class="wrong"') == 1
+    assert "3, truly 8" in Page(text).said
+
+
+def test_a_picture_keeps_its_pixels():
+    image = pytest.importorskip("matplotlib.image")
+    told = story(hardest=[Picture(0, np.array([[0.0, 1.0], [0.2, np.nan]]), "a", "a", 1.0)], easiest=[])
+    code = re.search(r'src="data:image/png;base64,([^"]*)"', render(told))
+    assert code
+    pixels = image.imread(BytesIO(base64.b64decode(code[1])))
+    np.testing.assert_allclose(pixels[..., 0], [[0, 1], [0.2, 0]], atol=1e-6)
+
+
+def test_large_stories_stay_small():
+    pictures = [Picture(at, np.random.default_rng(at).random((64, 64, 3)), "3", "8", 1.0) for at in range(20)]
+    told = story([f"arm {at}" for at in range(8)], evaluations=5000, seeds=5, easiest=pictures, hardest=pictures)
+    assert len(render(told)) < 1_000_000
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seeds": 1},
+        {"evaluations": 1},
+        {"evaluations": 1, "seeds": 1, "names": ["plain"]},
+        {"names": []},
+        {"names": [f"a very long name that goes on and on {at}" for at in range(20)]},
+        *({"scores": np.full(100, score)} for score in (0.3, -0.3, 0, 1e30, np.inf, np.nan)),
+        {"scores": np.arange(100) % 7},
+        {"scores": np.where(np.arange(100) < 50, np.inf, 1.5)},
+        *({"wrong": wrong} for wrong in (None, np.zeros(100, dtype=bool), np.ones(100, dtype=bool))),
+        {"table": []},
+        {"table": [row("elsewhere", np.nan, np.nan)]},
+    ],
+)
+def test_stories_at_the_edge_are_told_without_a_warning(changes):
+    assert Page(render(story(**changes))).open == []
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=20, deadline=None)
+@given(
+    seeds=st.integers(1, 3),
+    evaluations=st.integers(1, 4),
+    value=st.sampled_from([0.0, 0.5, 1.0, np.nan]),
+    loss=st.sampled_from([0.0, 1e-12, 3.0, 1e12, np.inf, np.nan]),
+)
+def test_any_accuracy_and_loss_can_be_drawn(seeds, evaluations, value, loss):
+    told = story(seeds=seeds, evaluations=evaluations)
+    first = told.arms[0]
+    accuracy, losses = first.accuracy.copy(), first.loss.copy()
+    accuracy[0, 0], losses[-1, 0] = value, loss
+    told = told._replace(arms=[first._replace(accuracy=accuracy, loss=losses), *told.arms[1:]])
+    assert Page(render(told)).open == []
+
+
+def test_bands_are_drawn_for_several_seeds_only():
+    assert "bands one standard deviation" in render(story(seeds=2))
+    assert "bands" not in render(story(seeds=1)).split("</style>")[1]
+
+
+def test_the_band_is_the_sample_standard_deviation_and_unknown_where_a_seed_is_not_finite():
+    mean, spread = plots.moments(np.array([[1.0, 3.0], [2.0, np.inf]]))
+    np.testing.assert_allclose(mean, [2, np.nan])
+    np.testing.assert_allclose(spread, [np.sqrt(2), np.nan])
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    assert ">a $x$ b</text>" in plots.curves(np.arange(3), [("a $x$ b", np.ones((3, 2)))], title="test")
+
+
+def test_arms_of_one_pace_share_a_line():
+    steps = np.arange(3)
+    shared = plots.pace(steps, [("a", np.array([1, 2, 3])), ("b", np.array([1, 2, 3]))])
+    apart = plots.pace(steps, [("a", np.array([1, 2, 3])), ("b", np.array([2, 2, 3]))])
+    assert "var(--arm-0" not in shared and "var(--arm-0" in apart and "var(--arm-1" in apart
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.05, 0.3)), min_size=1, max_size=9))
+def test_names_beside_lines_keep_their_order_and_never_overlap(marks):
+    wanted, heights = zip(*marks, strict=True)
+    places = plots.apart(wanted, heights)
+    order = sorted(range(len(wanted)), key=lambda at: wanted[at])
+    for low, high in pairwise(order):
+        assert places[high] - places[low] >= (heights[high] + heights[low]) / 2 - 1e-9
+
+
+def said(*rows: Row) -> str:
+    return Page(str(reading(story(table=list(rows))))).said.replace("\u00a0", " ")
+
+
+def test_a_lead_of_more_than_a_standard_deviation_is_called_that():
+    assert said(row("easy_first", 0.9), row("hard_first", 0.7), row("plain", 0.85, 0.02), row("random", 0.84)) == (
+        "After 450 iterations, easy_first has the highest mean test accuracy of 4 arms: "
+        "90.00 % (3 seeds, standard deviation 1.00). "
+        "That is 5.00 points above plain (85.00 %) and 6.00 points above random (84.00 %), "
+        "more than one standard deviation over seeds of either arm. "
+        "Taken where validation is best*, it leads as well, with 90.10 %. "
+        "That is 5.00 points above plain (85.10 %) and 6.00 points above random (84.10 %), "
+        "more than one standard deviation over seeds of either arm."
+    )
+
+
+def test_a_lead_within_a_standard_deviation_may_be_chance():
+    assert (
+        "That is 0.50 points above plain (89.50 %), not more than one standard deviation over seeds, so it may well "
+        in (said(row("easy_first", 0.9), row("plain", 0.895)))
+    )
+
+
+def test_when_plain_training_is_best_the_next_is_named():
+    assert "plain has the highest" in said(row("easy_first", 0.8), row("plain", 0.9), row("random", 0.7))
+    assert "10.00 points above easy_first" in said(row("easy_first", 0.8), row("plain", 0.9), row("random", 0.7))
+
+
+def test_of_several_plain_arms_the_best_is_compared():
+    rates = [row("plain, rate = 0.1", 0.7), row("plain, rate = 0.2", 0.8), row("plain, rate = 0.3", 0.75)]
+    assert "That is 10.00 points above plain, rate = 0.2 (80.00 %), more" in said(
+        row("easy_first, rate = 0.1", 0.9), *rates
+    )
+
+
+def test_one_seed_tells_nothing_about_chance():
+    assert "(one seed). That is 5.00 points above plain (85.00 %); with one seed there is no telling" in (
+        said(row("easy_first", 0.9, seeds=1), row("plain", 0.85, seeds=1))
+    )
+
+
+def test_equals_are_called_the_same():
+    assert "That is the same as plain." in said(row("easy_first", 0.9), row("plain", 0.9))
+
+
+def test_another_arm_may_lead_where_validation_is_best():
+    ahead = {**row("plain", 0.85), "best_mean": 0.905}
+    assert said(row("easy_first", 0.9), ahead).endswith(
+        "Taken where validation is best*, plain leads, with 90.50 %. That is 0.40 points above easy_first (90.10 %), "
+        "not more than one standard deviation over seeds, so it may well be chance."
+    )
+
+
+def test_one_arm_is_compared_with_nothing():
+    assert said(row("plain", 0.9)) == (
+        "After 450 iterations, plain has a test accuracy of 90.00 % (3 seeds, standard deviation 1.00)."
+    )
