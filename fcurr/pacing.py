@@ -6,9 +6,9 @@ the ramp that is done, u = iteration / (final_iteration * total_iterations), eve
     size = floor(dataset_size * (b + (1 - b) * f(u))),        b = initial_size, f(0) = 0, f(1) = 1,
 
 exact at both ends: floor(b * dataset_size), at least 1, at iteration 0, and the whole set at and after the end of the
-ramp. A `final_iteration` of 0 is no ramp. Iterations and hyperparameters may be tensors, to be mapped or differentiated
-over (the size itself is an integer). The families are those of Wu, Dyer and Neyshabur, When Do Curricula Work? (2021),
-appendix B.
+ramp. A `final_iteration` of 0 is no ramp. Iterations and hyperparameters may be tensors, to be mapped over; shares are
+best given in float64, in which sums are made. The families are those of Wu, Dyer and Neyshabur, When Do Curricula
+Work? (2021), appendix B.
 """
 
 import math
@@ -23,7 +23,7 @@ _SLACK = 1 + 1e-12  # floats such as 0.7 * 45000 = 31499.999999999996 are meant 
 
 def none(state: State, iteration: Tensor | int, *, dataset_size: Samples) -> Tensor:
     """All samples, always: training without a curriculum. size = dataset_size."""
-    return _samples(1.0, _ramp(iteration, 0.0, 1), dataset_size)
+    return _samples(1.0, 1.0, _ramp(iteration, 0.0, 1), dataset_size)
 
 
 def linear(
@@ -40,7 +40,7 @@ def linear(
     Wu et al. (2021), appendix B; Bengio et al. (2009) for the idea.
     """
     u = _ramp(iteration, final_iteration, total_iterations)
-    return _samples(initial_size + (1 - initial_size) * u, u, dataset_size)
+    return _samples(initial_size, u, u, dataset_size)
 
 
 def quadratic(
@@ -57,7 +57,7 @@ def quadratic(
     Wu et al. (2021), appendix B.
     """
     u = _ramp(iteration, final_iteration, total_iterations)
-    return _samples(initial_size + (1 - initial_size) * u**2, u, dataset_size)
+    return _samples(initial_size, u**2, u, dataset_size)
 
 
 def root(
@@ -75,7 +75,7 @@ def root(
     Wu et al. (2021), appendix B; with power 2 the pace of Platanios et al. (2019) but for its start.
     """
     u = _ramp(iteration, final_iteration, total_iterations)
-    return _samples(initial_size + (1 - initial_size) * u ** (1 / power), u, dataset_size)
+    return _samples(initial_size, u ** (1 / power), u, dataset_size)
 
 
 def polynomial(
@@ -93,7 +93,7 @@ def polynomial(
     Wu et al. (2021), appendix B, with any power.
     """
     u = _ramp(iteration, final_iteration, total_iterations)
-    return _samples(initial_size + (1 - initial_size) * u**power, u, dataset_size)
+    return _samples(initial_size, u**power, u, dataset_size)
 
 
 def exponential(
@@ -110,7 +110,7 @@ def exponential(
     Wu et al. (2021), appendix B.
     """
     u = _ramp(iteration, final_iteration, total_iterations)
-    return _samples(initial_size + (1 - initial_size) * torch.expm1(10 * u) / math.expm1(10), u, dataset_size)
+    return _samples(initial_size, torch.expm1(10 * u) / math.expm1(10), u, dataset_size)
 
 
 def logarithmic(
@@ -127,7 +127,7 @@ def logarithmic(
     Wu et al. (2021), appendix B.
     """
     u = _ramp(iteration, final_iteration, total_iterations)
-    return _samples(initial_size + (1 - initial_size) * (1 + 0.1 * torch.log(u + math.exp(-10))), u, dataset_size)
+    return _samples(initial_size, 1 + 0.1 * torch.log(u + math.exp(-10)), u, dataset_size)
 
 
 def one_step(
@@ -144,7 +144,7 @@ def one_step(
     Wu et al. (2021), appendix B; the single step of Hacohen and Weinshall (2019).
     """
     u = _ramp(iteration, final_iteration, total_iterations)
-    return _samples(initial_size + (1 - initial_size) * torch.floor(u), u, dataset_size)
+    return _samples(initial_size, torch.floor(u), u, dataset_size)
 
 
 def _ramp(iteration: Tensor | int, final_iteration: Portion, total_iterations: Iterations) -> Tensor:
@@ -155,8 +155,9 @@ def _ramp(iteration: Tensor | int, final_iteration: Portion, total_iterations: I
     return torch.where(done, 1.0, iteration / torch.where(done, 1.0, length))
 
 
-def _samples(share: Tensor | float, u: Tensor, dataset_size: Samples) -> Tensor:
-    """A share of the data as a number of samples, int64."""
+def _samples(initial_size: Share, f: Tensor | float, u: Tensor, dataset_size: Samples) -> Tensor:
+    """The share b + (1 - b) f of the data as a number of samples, int64."""
+    b = torch.as_tensor(initial_size, dtype=torch.float64, device=u.device)
     whole = torch.as_tensor(dataset_size, device=u.device)
-    some = torch.floor(share * whole.double() * _SLACK).long()
+    some = torch.floor((b + (1 - b) * f) * whole.double() * _SLACK).long()
     return torch.where(u < 1, torch.minimum(some.clamp(min=1), whole), whole)

@@ -108,7 +108,7 @@ def together(step: Step, *examples: Any, compiled: bool = False) -> Step:
 
 
 def traced(function: Callable, *examples: Any) -> Callable:
-    """The operations that a function of tensors consists of, for arguments of these sizes, without the Python around it.
+    """The operations that a function of tensors consists of, for arguments of these sizes, freed of Python.
 
     Like torch.compile it fixes what Python decides: the function must not decide by the values of tensors.
     """

@@ -1,5 +1,6 @@
 """A run small enough for tests: digits, two arms, two seeds, a score, a few dozen steps."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,9 @@ def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """The command line, in a process of its own."""
     program = "from fcurr_cli.main import main; main()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as the tests themselves
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

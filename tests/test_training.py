@@ -1,0 +1,308 @@
+"""How the state moves."""
+
+from functools import partial
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import grad, vmap
+from worlds import assert_close, blobs, double, numbers, seeds, whole
+
+from fcurr import models, optim, rng, sampler, training, tree
+from fcurr.autodiff import losses_and_grad
+from fcurr.losses import cross_entropy
+from fcurr.sampler import Lessons
+from fcurr.types import Batch, Params
+
+DATA = blobs()  # 24 samples of 6 features, 3 classes, float64
+MLP = models.mlp(features=(6,), classes=3, hidden=(5,))
+RATES = torch.tensor([0.05, 0.1, 0.4], dtype=torch.float64)
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+
+MODELS = {"mlp": MLP, "batch_norm": models.from_module(build=normed)}
+OPTIMIZERS = {"sgd": partial(optim.sgd, momentum=0.9), "adam": optim.adam}
+every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def step(varying: Params, state, batch: Batch, *, model=MLP, make=OPTIMIZERS["sgd"]):
+    optimizer = make(learning_rate=varying["learning_rate"])
+    return training.train_step(state, batch, model=model, loss=cross_entropy, optimizer=optimizer)
+
+
+def begun(seed: int = 0, model=MLP, make=OPTIMIZERS["sgd"]):
+    return double(training.train_start(seed, model=model, optimizer=make(learning_rate=0.1)))
+
+
+def taken(seed: int, size: int = 8) -> Batch:
+    return DATA.take(rng.shuffle(torch.arange(size), 24, seed))
+
+
+def program(rows: list[int], *, clock="step", total_iterations: int = 40, traced: bool = False) -> training.Program:
+    """Three members that differ in everything but the data: or some of them, by row."""
+    orders = rng.shuffle(torch.arange(24), 24, torch.arange(2).unsqueeze(1))
+    sizes = torch.tensor([[4, 6, 9, 24], [24, 24, 24, 24]])
+    chosen = torch.tensor(rows)
+    lessons = Lessons(orders=orders, sizes=sizes, order=chosen % 2, pace=chosen // 2, key=rng.fold(7, chosen))
+    varying = {"learning_rate": RATES[chosen]}
+    asked = {"batch_size": 5, "clock": clock, "total_iterations": total_iterations}
+    mapped = vmap(step)
+    if traced:
+        example = tree.stack([begun(row) for row in rows]), DATA.take(torch.zeros(len(rows), 5, dtype=torch.int64))
+        mapped = training.together(step, varying, *example)
+    return training.Program(step=mapped, varying=varying, data=DATA, lessons=lessons, **asked)
+
+
+def started(rows: list[int], of: training.Program) -> training.Run:
+    return training.begin(of, tree.stack([begun(row) for row in rows]))
+
+
+@every_model
+@every_optimizer
+@given(seed=st.integers(0, 2**31 - 1))
+def test_a_step_writes_to_none_of_its_arguments_and_keeps_names_shapes_and_dtypes(model, make, seed):
+    for cast in (double, lambda tensors: tree.map(lambda x: x.float() if x.is_floating_point() else x, tensors)):
+        state, batch = cast(begun(seed, model, make)), cast(taken(seed))
+        before = tree.map(torch.clone, (state, batch))
+        after = training.train_step(state, batch, model=model, loss=cross_entropy, optimizer=make(learning_rate=0.1))
+        assert tree.equal((state, batch), before)
+        kinds = [(name, leaf.shape, leaf.dtype) for name, leaf in tree.named(state).items()]
+        assert [(name, leaf.shape, leaf.dtype) for name, leaf in tree.named(after).items()] == kinds
+        assert after.iteration == state.iteration + 1 and not tree.equal(after.params, state.params)
+        assert not any(leaf.requires_grad for leaf in tree.leaves(after))
+
+
+@every_optimizer
+def test_training_is_the_loop_of_torch_over_a_module_in_float32(make):
+    model, optimizer = MODELS["batch_norm"], make(learning_rate=0.05)
+    state = training.train_start(3, model=model, optimizer=optimizer)
+    net = normed()
+    net.load_state_dict(training.variables(state))
+    theirs = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam}
+    theirs = theirs["adam" if make is optim.adam else "sgd"](net.parameters(), lr=0.05)
+    for seed in range(20):
+        batch = taken(seed)._replace(x=taken(seed).x.float())
+        state = training.train_step(state, batch, model=model, loss=cross_entropy, optimizer=optimizer)
+        theirs.zero_grad()
+        loss = nn.functional.cross_entropy(net(batch.x), batch.y)
+        loss.backward()
+        theirs.step()
+        torch.testing.assert_close(state.loss, loss.detach(), rtol=1e-3, atol=1e-5)
+    assert_close(training.variables(state), dict(net.state_dict()), rtol=1e-3, atol=1e-5)
+
+
+def test_the_state_before_the_first_step_comes_from_the_seed_alone():
+    method = training.gradient_descent(model=MLP, loss=cross_entropy, optimizer=optim.sgd(learning_rate=0.1))
+    one, same, other = (method.init(seed) for seed in (1, 1, 2))
+    assert tree.equal(one, same) and not tree.equal(one.params, other.params) and one.key != other.key
+    assert one.iteration == 0 and one.loss.isnan()
+    after, again = (double(one)._replace(iteration=torch.tensor(5)) for _ in range(2))
+    assert tree.equal(method.step(after, taken(0)), method.step(again, taken(0)))
+    assert method.step(after, taken(0)).iteration == 6
+
+
+@every_model
+@every_optimizer
+def test_steps_mapped_over_members_equal_the_loop(model, make):
+    states = tree.stack([begun(seed, model, make) for seed in range(3)])
+    batches = tree.stack([taken(seed) for seed in range(3)])
+    one = partial(step, model=model, make=make)
+    mapped = vmap(one)({"learning_rate": RATES}, states, batches)
+    looped = [
+        one({"learning_rate": float(rate)}, tree.member(states, i), tree.member(batches, i))
+        for i, rate in enumerate(RATES)
+    ]
+    assert_close(mapped, tree.stack(looped))
+
+
+@every_model
+@every_optimizer
+def test_a_traced_step_gives_the_bits_of_the_mapped_step(model, make):
+    one = partial(step, model=model, make=make)
+    varying = {"learning_rate": RATES}
+    states = tree.stack([begun(seed, model, make) for seed in range(3)])
+    batches = [tree.stack([taken(3 * turn + seed) for seed in range(3)]) for turn in range(6)]
+    traced, mapped = training.together(one, varying, states, batches[0]), vmap(one)
+    theirs = ours = states
+    for batch in batches:
+        ours, theirs = traced(varying, ours, batch), mapped(varying, theirs, batch)
+        assert tree.equal(ours, theirs)
+    assert not tree.equal(ours, states)
+    other = {"learning_rate": RATES.flip(0)}
+    assert tree.equal(traced(other, ours, batches[0]), mapped(other, ours, batches[0]))
+
+
+@pytest.mark.parametrize("clock", ["step", "epoch"])
+@given(cut=st.integers(1, 39))
+def test_a_run_cut_anywhere_goes_on_to_the_same_bits(clock, cut):
+    rows = [0, 3]
+    of = program(rows, clock=clock, total_iterations=40 if clock == "step" else 7)
+    states = RUNS.setdefault(clock, list(training.proceed(of, started(rows, of))))
+    cut = min(cut, len(states) - 1)
+    copied = tree.map(torch.clone, states[cut - 1])
+    rest = list(training.proceed(of, copied))
+    assert len(rest) == len(states) - cut
+    assert all(tree.equal(one, other) for one, other in zip(rest, states[cut:], strict=True))
+
+
+RUNS: dict[str, list[training.Run]] = {}
+
+
+@pytest.mark.parametrize("clock", ["step", "epoch"])
+def test_members_of_a_program_are_the_runs_of_each_alone(clock):
+    rows = [0, 1, 3]
+    of = program([0, 1, 2], clock=clock, total_iterations=9)
+    end = training.finish(of, started([0, 1, 2], of))
+    assert len(rows) == 3
+    for row in range(3):
+        alone = program([row], clock=clock, total_iterations=9)
+        right = training.finish(alone, started([row], alone))
+        assert_close(tree.member(end.train, row), tree.member(right.train, 0))
+        assert tree.equal(tree.member(end.cursor, row), tree.member(right.cursor, 0))
+
+
+def test_a_traced_program_ends_in_the_bits_of_the_mapped_program():
+    rows = [0, 1, 2]
+    traced, mapped = (program(rows, total_iterations=12, traced=yes) for yes in (True, False))
+    assert tree.equal(training.finish(traced, started(rows, traced)), training.finish(mapped, started(rows, mapped)))
+
+
+def test_members_that_finish_earlier_stay_as_they_are():
+    of = program([0, 2], clock="epoch", total_iterations=4)  # passes of 4, 6, 9, 24 samples, and of 24 four times
+    limits = sampler.steps(of.lessons, total_iterations=4, batch_size=5, clock="epoch").tolist()
+    assert limits == [9, 20] and training.length(of) == 20
+    states = list(training.proceed(of, started([0, 2], of)))
+    assert len(states) == 20
+    for run in states[9:]:
+        assert tree.equal(tree.member((run.train, run.cursor), 0), tree.member((states[8].train, states[8].cursor), 0))
+    assert states[-1].train.iteration.tolist() == limits and states[-1].iteration == 20
+    assert not tree.equal(tree.member(states[9].train.params, 1), tree.member(states[8].train.params, 1))
+
+
+def test_a_run_that_has_ended_is_its_own_end():
+    of = program([0], total_iterations=3)
+    end = training.finish(of, started([0], of))
+    assert end.iteration == 3 and list(training.proceed(of, end)) == [] and training.finish(of, end) is end
+
+
+def test_how_many_steps_are_drawn_ahead_does_not_show(monkeypatch):
+    of = program([0, 1], total_iterations=11)
+    right = training.finish(of, started([0, 1], of))
+    monkeypatch.setattr(training, "AHEAD", 3)
+    assert tree.equal(training.finish(of, started([0, 1], of)), right)
+
+
+def test_a_fold_writes_to_none_of_its_states():
+    of = program([0, 1], total_iterations=6)
+    begin = started([0, 1], of)
+    before = tree.map(torch.clone, (begin, of.data.x, of.lessons))
+    states = list(training.proceed(of, begin))
+    copies = [tree.map(torch.clone, run) for run in islice(training.proceed(of, begin), 6)]
+    assert tree.equal((begin, of.data.x, of.lessons), before)
+    assert all(tree.equal(run, copy) for run, copy in zip(states, copies, strict=True))
+
+
+def test_training_learns():
+    of = program([0, 1, 2], total_iterations=150)
+    end = training.finish(of, started([0, 1, 2], of))
+    begin = training.correct(started([0, 1, 2], of).train.params, whole(DATA), model=MLP)
+    assert (training.correct(end.train.params, whole(DATA), model=MLP) >= 22).all() and (begin < 22).all()
+
+
+def objective(batch: Batch):
+    return lambda params: (cross_entropy(MLP.apply(params, batch.x), batch.y), {})
+
+
+@given(seed=seeds, weights=st.lists(st.floats(0, 5), min_size=8, max_size=8))
+def test_the_gradient_is_that_of_the_weighted_sum_of_losses(seed, weights):
+    params, batch, weights = begun(seed).params, taken(seed), torch.tensor(weights, dtype=torch.float64)
+    losses, _, gradient = losses_and_grad(objective(batch), params, weights)
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
+    (weights * objective(batch)(leaves)[0]).sum().backward()
+    assert_close(gradient, {name: leaf.grad for name, leaf in leaves.items()})
+    assert torch.equal(losses, objective(batch)(params)[0])
+
+
+@given(seed=seeds)
+def test_a_sample_of_weight_zero_is_as_if_it_were_not_there_and_weights_add_up(seed):
+    params, batch = begun(seed).params, taken(seed)
+    gradient = lambda weights: losses_and_grad(objective(batch), params, weights)[2]  # noqa: E731
+    w = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    part = tree.map(lambda leaf: leaf[:4], batch)
+    assert_close(gradient(w), losses_and_grad(objective(part), params, w[:4])[2])
+    assert_close(gradient(w + w.flip(0)), tree.map(torch.add, gradient(w), gradient(w.flip(0))))
+
+
+@given(seed=seeds)
+def test_both_routes_of_differentiation_give_the_same_bits(seed):
+    params, batch, weights = begun(seed).params, taken(seed), torch.full((8,), 1 / 8, dtype=torch.float64)
+    eager = losses_and_grad(objective(batch), params, weights)
+    tracked = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
+    functional = losses_and_grad(objective(batch), tracked, weights)
+    assert tree.equal(tree.map(torch.detach, functional), eager)
+
+
+def test_a_parameter_that_is_not_used_has_a_gradient_of_zeros():
+    params = begun().params | {"unused": numbers(3)}
+    for tracked in (False, True):
+        asked = {name: leaf.clone().requires_grad_(tracked) for name, leaf in params.items()}
+        gradient = losses_and_grad(objective(taken(0)), asked, torch.ones(8, dtype=torch.float64))[2]
+        assert gradient["unused"].tolist() == [0.0] * 3
+
+
+def test_the_gradient_can_be_differentiated_by_the_weights():
+    params, batch, weights = begun().params, taken(0), numbers(8).abs()
+    end = lambda weights: tree.norm(losses_and_grad(objective(batch), params, weights)[2])  # noqa: E731
+    slope = grad(end)(weights)
+    nudge = 1e-6 * numbers(8, seed=1)
+    assert torch.dot(slope, nudge).item() == pytest.approx(
+        float(end(weights + nudge) - end(weights - nudge)) / 2, rel=1e-6
+    )
+
+
+def test_the_loss_after_a_step_can_be_differentiated_by_the_learning_rate():
+    state, judge = begun(), objective(taken(1))
+    end = lambda rate: judge(step({"learning_rate": rate}, state, taken(0)).params)[0].sum()  # noqa: E731
+    rate, nudge = torch.tensor(0.1, dtype=torch.float64), 1e-6
+    slope = (end(rate + nudge) - end(rate - nudge)) / (2 * nudge)
+    assert grad(end)(rate).item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+def test_correct_counts_what_each_member_classifies_right_whatever_the_chunk():
+    states = tree.stack([begun(seed) for seed in range(4)])
+    batch = whole(DATA)
+    right = [int((MLP.apply(begun(seed).params, batch.x).argmax(1) == batch.y).sum()) for seed in range(4)]
+    assert training.correct(states.params, batch, model=MLP).tolist() == right
+    assert training.correct(states.params, batch, model=MLP, chunk=5).tolist() == right and len(set(right)) > 1
+
+
+def test_a_tie_of_classes_goes_to_the_first():
+    flat = tree.map(torch.zeros_like, tree.stack([begun()]).params)
+    assert training.correct(flat, whole(DATA), model=MLP).tolist() == [int((DATA.y == 0).sum())]
+
+
+@given(seed=seeds, size=st.integers(1, 24))
+def test_members_of_a_seen_program_see_the_samples_that_are_true_and_no_others(seed, size):
+    scores = numbers(3, 24, seed=seed)
+    seen = scores >= scores.sort(descending=True).values[:, size - 1 : size]
+    of = training.seen_program(DATA, seen, step=vmap(step), key=torch.tensor(seed), batch_size=5, total_iterations=9)
+    ids, _ = sampler.ahead(sampler.start(of.lessons), torch.tensor(0), of.lessons, steps=9, batch_size=5)
+    for row in range(3):
+        drawn = set(ids[:, row].flatten().tolist())
+        mine = set(seen[row].nonzero().flatten().tolist())
+        assert drawn <= mine and (drawn == mine or 9 * 5 < size)
+    assert not torch.equal(ids[:, 0], ids[:, 1]) or size == 1
+
+
+def test_members_of_a_seen_program_may_have_seen_more_or_less():
+    seen = torch.arange(24) < torch.tensor([[3], [24], [10]])
+    of = training.seen_program(DATA, seen, step=vmap(step), key=torch.tensor(0), batch_size=6, total_iterations=4)
+    ids, _ = sampler.ahead(sampler.start(of.lessons), torch.tensor(0), of.lessons, steps=4, batch_size=6)
+    assert [len(set(ids[:, row].flatten().tolist())) for row in range(3)] == [3, 24, 10]
