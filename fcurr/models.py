@@ -68,7 +68,8 @@ def from_module(*, build: Callable[[], nn.Module]) -> Model:
     `requires_grad=False` are frozen: they travel with the buffers. BatchNorm's running statistics are returned by
     `train`, never changed. Random layers (dropout) draw from torch's global generator and are refused.
     """
-    plain = build()
+    with torch.random.fork_rng([]):
+        plain = build()
     for name, layer in plain.named_modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             raise ValueError(f"layer {name!r} is dropout, whose randomness is not a function of a key: set p to 0")

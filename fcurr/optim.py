@@ -125,8 +125,9 @@ def _adam_update(
     grads = _add(grads, coupled, params) if _counts(coupled) else grads
     first = {n: torch.lerp(m, grads[n], 1 - beta1) for n, m in state.first.items()}
     second = {n: beta2 * v + (1 - beta2) * grads[n] * grads[n] for n, v in state.second.items()}
-    step = rate / (1 - beta1**updates)
-    debias = (1 - beta2**updates) ** 0.5
+    made = updates.double()  # 1 - 0.999^1 has four digits in float32
+    step = rate / (1 - beta1**made)
+    debias = (1 - beta2**made) ** 0.5
     decayed = _add(params, -rate * decoupled, params) if _counts(decoupled) else params
     moved = {n: p - step * first[n] / (second[n].sqrt() / debias + epsilon) for n, p in decayed.items()}
     return moved, AdamState(updates=updates, first=first, second=second)

@@ -10,7 +10,7 @@ from fcurr.types import Decay, Iterations, Rate, Schedule
 
 def constant(iteration: Tensor, *, learning_rate: Rate) -> Tensor:
     """Always the same: rate = learning_rate."""
-    return torch.as_tensor(learning_rate, device=iteration.device).expand(iteration.shape)
+    return torch.as_tensor(learning_rate, dtype=torch.float64, device=iteration.device).expand(iteration.shape)
 
 
 def step(iteration: Tensor, *, learning_rate: Rate, every: Iterations, factor: Decay = 0.1) -> Tensor:

@@ -112,7 +112,8 @@ def traced(function: Callable, *examples: Any) -> Callable:
 
     Like torch.compile it fixes what Python decides: the function must not decide by the values of tensors.
     """
-    return make_fx(function)(*examples)
+    distinct = tree.map(torch.clone, examples)  # one tensor given twice would be traced as one argument
+    return make_fx(lambda *arguments: function(*arguments))(*distinct)
 
 
 def begin(program: Program, states: TrainState) -> Run:

@@ -18,28 +18,31 @@ class Splits(NamedTuple):
 
 
 def stratified(y: Tensor, *, seed: Seed, validation: Part, test: Part) -> Splits:
-    """At random, with every class cut in the same proportions to within one sample."""
-    chance = rng.uniform(seed, torch.arange(len(y)))
-    by_class = torch.argsort(chance, stable=True)
-    by_class = by_class[torch.argsort(y[by_class], stable=True)]  # class after class, shuffled inside each
-    return _spread(by_class, validation, test)
+    """At random, with every class in the validation and the test set in its proportion, to within one sample."""
+    counts = torch.bincount(y)
+    tested = _quotas(counts, test)
+    chosen = torch.minimum(_quotas(counts, validation), counts - tested)
+    line = torch.argsort(rng.uniform(seed, torch.arange(len(y))), stable=True)
+    line = line[torch.argsort(y[line], stable=True)]  # class after class, shuffled inside each
+    place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[line]]  # inside its class
+    part = (place >= tested[y[line]]).long() + (
+        place >= (tested + chosen)[y[line]]
+    ).long()  # 0 test, 1 validation, 2 train
+    return Splits(*(line[part == kind].sort().values for kind in (2, 1, 0)))
 
 
 def shuffled(y: Tensor, *, seed: Seed, validation: Part, test: Part) -> Splits:
     """At random, whatever the classes."""
-    return _spread(torch.argsort(rng.uniform(seed, torch.arange(len(y))), stable=True), validation, test)
+    line = torch.argsort(rng.uniform(seed, torch.arange(len(y))), stable=True)
+    first, second = round(test * len(y)), round(test * len(y)) + round(validation * len(y))
+    return Splits(*(part.sort().values for part in (line[second:], line[first:second], line[:first])))
 
 
-def _spread(line: Tensor, validation: Part, test: Part) -> Splits:
-    """Every so-manieth of a line goes to the test set, every so-manieth of the others to the validation set."""
-    tested = _every(len(line), test)
-    rest = line[~tested]
-    chosen = _every(len(rest), validation / (1 - test))
-    return Splits(*(part.sort().values for part in (rest[~chosen], rest[chosen], line[tested])))
-
-
-def _every(length: int, part: float) -> Tensor:
-    """[length] bool: round(part * length) of them true, evenly spread."""
-    wanted = round(part * length)
-    edges = torch.arange(length + 1) * wanted // max(length, 1)
-    return edges[1:] > edges[:-1]
+def _quotas(counts: Tensor, part: Part) -> Tensor:
+    """[class] int64: round(part * samples) of the samples, each class's share rounded up or down: up for those whose
+    share has the largest remainders."""
+    exact = counts.double() * part
+    sizes = exact.floor().long()
+    short = round(part * int(counts.sum())) - int(sizes.sum())
+    up = torch.argsort(exact - sizes, descending=True, stable=True)[: max(short, 0)]
+    return sizes.index_add(0, up, torch.ones_like(up))
