@@ -66,13 +66,14 @@ def from_module(*, build: Callable[[], nn.Module]) -> Model:
 
     `init(seed)` builds it with torch's global generator seeded, and puts the generator back. Parameters with
     `requires_grad=False` are frozen: they travel with the buffers. BatchNorm's running statistics are returned by
-    `train`, never changed. Random layers (dropout) draw from torch's global generator and are refused.
+    `train`, never changed. Layers that draw from torch's global generator (dropout, RReLU) are refused.
     """
     with torch.random.fork_rng([]):
         plain = build()
     for name, layer in plain.named_modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
-            raise ValueError(f"layer {name!r} is dropout, whose randomness is not a function of a key: set p to 0")
+        drops = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else getattr(layer, "dropout", 0.0)
+        if isinstance(layer, nn.RReLU) or (isinstance(drops, float) and drops > 0):
+            raise ValueError(f"layer {name!r} draws at random, and not as a function of a key: set its dropout to 0")
     evaluating, training = (copy.deepcopy(plain).to("meta").train(mode) for mode in (False, True))
     return Model(
         init=partial(_from_module_init, build=build),

@@ -122,7 +122,7 @@ def logarithmic(
     total_iterations: Iterations,
     dataset_size: Samples,
 ) -> Tensor:
-    """Nearly everything at once, then the rest. f(u) = 1 + ln(u + e^-10) / 10.
+    """Nearly everything at once, then the rest. f(u) = 1 + ln(u + e^-10) / 10, which is 1 a few millionths early.
 
     Wu et al. (2021), appendix B.
     """

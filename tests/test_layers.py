@@ -15,7 +15,13 @@ FLOORS = [
     {"curriculum", "sampler", "training", "observe", "study", "testing"},
     {"io"},
 ]
-SIDEWAYS = {("training", "sampler"), ("study", "sampler"), ("observe", "training"), ("observe", "sampler")}  # ours now
+SIDEWAYS = {
+    ("training", "sampler"),
+    ("study", "sampler"),
+    ("study", "training"),
+    ("observe", "training"),
+    ("observe", "sampler"),
+}  # ours now
 IMPURE = {"os", "time", "json", "logging", "sys", "pathlib"}  # files, the clock, the terminal
 WORDS = {("study", "json")}  # writes values in messages, as words
 

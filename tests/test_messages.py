@@ -117,7 +117,8 @@ FAULTS = {
     "members that do not share the model": (
         "[curriculum]",
         '[members]\n"model.hidden" = [[4], [8]]\n[curriculum]',
-        ":17:18: members.model.hidden: members of one run share `model`; they may differ in seed, optimizer, loss, curriculum",
+        ":17:18: members.model.hidden: members of one run share `model`; "
+        "they may differ in seed, optimizer, loss, curriculum",
     ),
     "members of another kind": (
         "[curriculum]",
@@ -127,12 +128,14 @@ FAULTS = {
     "a wrong value in an arm": (
         "[curriculum]",
         "[arms]\na = { curriculum = { pace = { initial_size = 2 } } }\n[curriculum]",
-        ":17:46: arms.a.curriculum.pace.initial_size: 2 is not a share of the data: a number, greater than 0, at most 1",
+        ":17:46: arms.a.curriculum.pace.initial_size: 2 is not a share of the data: "
+        "a number, greater than 0, at most 1",
     ),
     "a wrong value in an axis": (
         "[curriculum]",
         '[members]\n"curriculum.pace.initial_size" = [0.5, 2]\n[curriculum]',
-        ":17:34: members.curriculum.pace.initial_size: 2 is not a share of the data: a number, greater than 0, at most 1",
+        ":17:34: members.curriculum.pace.initial_size: 2 is not a share of the data: "
+        "a number, greater than 0, at most 1",
     ),
     "not TOML": ("[curriculum]", "[curriculum", ":16:12: not TOML: expected ']' at the end of a table declaration"),
 }

@@ -222,5 +222,5 @@ def test_a_score_may_bring_its_own_loss_and_hyperparameters():
         return loss(model.apply(params, batch.x) / (1 + abs(temperature)), batch.y) * (1 + twice)
 
     assert_score_laws(tempered)
-    with pytest.raises(AssertionError, match="^tempered: a score ignores its neighbours"):
+    with pytest.raises(AssertionError, match=r"^tempered: a score ignores its neighbours"):
         assert_score_laws(partial(tempered, loss=lambda outputs, y: (outputs - outputs.mean()).square().mean(1)))

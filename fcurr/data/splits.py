@@ -18,16 +18,16 @@ class Splits(NamedTuple):
 
 
 def stratified(y: Tensor, *, seed: Seed, validation: Part, test: Part) -> Splits:
-    """At random, with every class in the validation and the test set in its proportion, to within one sample."""
+    """At random, with every class cut in the same proportions: the test set and what is trained on have each class's
+    share to within one sample."""
     counts = torch.bincount(y)
-    tested = _quotas(counts, test)
-    chosen = torch.minimum(_quotas(counts, validation), counts - tested)
+    tested = _quotas(counts * test, round(test * len(y)), counts)
+    chosen = _quotas(counts * (test + validation) - tested, round(validation * len(y)), counts - tested)
     line = torch.argsort(rng.uniform(seed, torch.arange(len(y))), stable=True)
     line = line[torch.argsort(y[line], stable=True)]  # class after class, shuffled inside each
     place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[line]]  # inside its class
-    part = (place >= tested[y[line]]).long() + (
-        place >= (tested + chosen)[y[line]]
-    ).long()  # 0 test, 1 validation, 2 train
+    first, second = tested[y[line]], (tested + chosen)[y[line]]
+    part = (place >= first).long() + (place >= second).long()  # 0 test, 1 validation, 2 train
     return Splits(*(line[part == kind].sort().values for kind in (2, 1, 0)))
 
 
@@ -38,11 +38,11 @@ def shuffled(y: Tensor, *, seed: Seed, validation: Part, test: Part) -> Splits:
     return Splits(*(part.sort().values for part in (line[second:], line[first:second], line[:first])))
 
 
-def _quotas(counts: Tensor, part: Part) -> Tensor:
-    """[class] int64: round(part * samples) of the samples, each class's share rounded up or down: up for those whose
-    share has the largest remainders."""
-    exact = counts.double() * part
-    sizes = exact.floor().long()
-    short = round(part * int(counts.sum())) - int(sizes.sum())
-    up = torch.argsort(exact - sizes, descending=True, stable=True)[: max(short, 0)]
-    return sizes.index_add(0, up, torch.ones_like(up))
+def _quotas(wanted: Tensor, total: int, room: Tensor) -> Tensor:
+    """[class] int64: whole numbers near the ones wanted, `total` together if there is room: rounded down, then one more
+    where most is missing."""
+    sizes = torch.minimum(wanted.double().floor().clamp(min=0).long(), room)
+    for _ in range(min(total, int(room.sum())) - int(sizes.sum())):
+        missing = torch.where(sizes < room, wanted.double() - sizes, -torch.inf)
+        sizes[missing.argmax()] += 1
+    return sizes
