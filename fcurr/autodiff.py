@@ -26,8 +26,9 @@ def losses_and_grad(
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
     with torch.enable_grad():
         losses, buffers = function(leaves)
-    grads = torch.autograd.grad(losses, list(leaves.values()), weights, allow_unused=True, materialize_grads=True)
-    return losses.detach(), _detached(buffers), dict(zip(leaves, grads, strict=True))
+    found = torch.autograd.grad(losses, list(leaves.values()), weights, allow_unused=True)
+    grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(leaves, found, strict=True)}
+    return losses.detach(), _detached(buffers), grads
 
 
 def _transformed(params: Params) -> bool:

@@ -1,4 +1,4 @@
-"""The one error that is a message to a person."""
+"""Errors that are messages to a person."""
 
 
 class BadInput(ValueError):
@@ -8,3 +8,7 @@ class BadInput(ValueError):
     def __init__(self, message: str, where: str = "") -> None:
         super().__init__(message)
         self.where = where
+
+
+class Halt(Exception):
+    """The run ends here, by no fault of the function in which it does."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fcurr import rng
-from fcurr.types import Buffers, Classes, Model, Params, Place, Shape, Widths
+from fcurr.types import Buffers, Classes, Model, Params, Place, Shape, Side, Widths
 
 
 def mlp(*, features: Shape, classes: Classes, hidden: Widths = (256,)) -> Model:
@@ -35,7 +35,7 @@ def _mlp(params: Params, x: Tensor, *, layers: int) -> Tensor:
     return F.linear(x, params[f"{layers - 1}.weight"], params[f"{layers - 1}.bias"])
 
 
-def convnet(*, features: Shape, classes: Classes, channels: Widths = (16, 32), kernel: int = 3) -> Model:
+def convnet(*, features: Shape, classes: Classes, channels: Widths = (16, 32), kernel: Side = 3) -> Model:
     """A small convolution network: (convolution, ReLU, 2 x 2 maximum) a width in `channels`, then a linear layer.
 
     Takes images [batch, channel, height, width]; a side is halved at each stage and must not vanish.
@@ -66,7 +66,8 @@ def from_module(*, build: Callable[[], nn.Module]) -> Model:
 
     `init(seed)` builds it with torch's global generator seeded, and puts the generator back. Parameters with
     `requires_grad=False` are frozen: they travel with the buffers. BatchNorm's running statistics are returned by
-    `train`, never changed. Layers that draw from torch's global generator (dropout, RReLU) are refused.
+    `train`, never changed. Layers that draw from torch's global generator (dropout, RReLU) are refused; what
+    `forward` draws by itself cannot be seen, and would not be repeated by a run that is continued.
     """
     with torch.random.fork_rng([]):
         plain = build()

@@ -59,21 +59,22 @@ Easier = Annotated[Tensor, Sense(harder=False)]  # [batch], larger is easier
 Share = Annotated[float, Gt(0), Le(1), Unit("share of the data")]
 Part = Annotated[float, Ge(0), Lt(1), Unit("part of the data")]
 Portion = Annotated[float, Ge(0), Le(1), Unit("portion of the iterations")]
-Iterations = Annotated[int, Ge(1), Unit("number of iterations")]
-Samples = Annotated[int, Ge(1), Unit("number of samples")]
-Many = Annotated[int, Ge(2), Unit("number of parts")]
-Times = Annotated[int, Ge(1), Unit("number of times")]
-Classes = Annotated[int, Ge(1), Unit("number of classes")]
-Widths = Annotated[tuple[Annotated[int, Ge(1), Unit("number of units")], ...], Unit("list of layer widths")]
+Iterations = Annotated[int, Ge(1), Lt(2**31), Unit("number of iterations")]
+Samples = Annotated[int, Ge(1), Lt(2**31), Unit("number of samples")]
+Many = Annotated[int, Ge(2), Lt(2**31), Unit("number of parts")]
+Times = Annotated[int, Ge(1), Lt(2**31), Unit("number of times")]
+Classes = Annotated[int, Ge(1), Lt(2**31), Unit("number of classes")]
+Side = Annotated[int, Ge(1), Lt(2**31), Unit("number of units")]
+Widths = Annotated[tuple[Side, ...], Unit("list of layer widths")]
 Power = Annotated[float, Gt(0), Unit("power")]
-Rate = Annotated[float, Ge(0), Unit("learning rate")]
+Rate = Annotated[float, Ge(0), Le(1e38), Unit("learning rate")]
 Decay = Annotated[float, Ge(0), Lt(1), Unit("decay")]
-Penalty = Annotated[float, Ge(0), Unit("penalty")]
-Positive = Annotated[float, Gt(0), Unit("positive number")]
+Penalty = Annotated[float, Ge(0), Le(1e38), Unit("penalty")]
+Positive = Annotated[float, Gt(0), Le(1e38), Unit("positive number")]
 Ratio = Annotated[float, Ge(1), Unit("ratio of the largest class to the smallest")]
 Seed = Annotated[int, Ge(0), Lt(2**31), Unit("seed")]
 Path = Annotated[str, MinLen(1), Unit("path")]
-Shape = tuple[int, ...]
+Shape = Annotated[tuple[Side, ...], Unit("shape of a sample")]
 
 
 class Score(Protocol):
@@ -128,14 +129,8 @@ class Model(NamedTuple):
     train: Callable[[Params, Buffers, Tensor, Place], tuple[Tensor, Buffers]]  # params, buffers, x, place
 
 
-def keep(state: State, *_: Any) -> State:
-    """The state, unchanged."""
-    return state
-
-
 class Method(NamedTuple):
     """A way to train: a state, and how a batch moves it."""
 
     init: Callable[[int], State]  # seed -> state
     step: Callable[[State, Batch], State]  # train_step
-    consolidate: Callable[..., State] = keep  # a task has ended

@@ -98,8 +98,8 @@ def test_init_writes_a_starter_that_runs_as_it_is(tmp_path):
     said, progress = done.communicate()
     assert done.returncode == 0, progress
     assert "mine" in said and (tmp_path / "new/runs/starter/report.html").exists()
-    code = json.loads((tmp_path / "new/runs/starter/code.json").read_text())
-    assert list(code) == ["my_curriculum"] and len(code["my_curriculum"]) == 64
+    plugins = json.loads((tmp_path / "new/runs/starter/identity.json").read_text())["plugins"]
+    assert list(plugins) == ["my_curriculum"] and len(plugins["my_curriculum"]) == 64
 
 
 def test_init_never_writes_over_a_file(tmp_path):

@@ -262,7 +262,7 @@ def few(*, features):
     [
         ("pace", "wild", "curriculum.pace: bad:wild puts 1438 samples in play at iteration 0; there are 1 to 1437"),
         ("pace", "late", "curriculum.pace: bad:late puts 0 samples in play at iteration 7; there are 1 to 1437"),
-        ("pace", "broken", "curriculum.pace: bad:broken fails at iteration 0: RuntimeError: no idea"),
+        ("pace", "broken", "curriculum.pace: bad:broken fails in line 9 of bad: RuntimeError: no idea"),
         ("pace", "soft", "curriculum.pace: bad:soft gives torch.float32 []: a pace is one whole number"),
         (
             "pace",
@@ -289,7 +289,7 @@ def test_a_fault_in_a_persons_own_function_is_named_before_anything_is_trained(s
     ("name", "message"),
     [
         ("nowhere", "score: bad:nowhere gives inf for sample "),
-        ("short", "score: bad:short gives [3] for 1437 samples: one "),
+        ("short", "score: bad:short gives [3] for 1437 samples: a tensor of one number each"),
     ],
 )
 def test_a_score_that_is_none_is_named_and_leaves_a_folder_that_can_be_used_again(name, message, tmp_path):
@@ -375,3 +375,96 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert f"the last good checkpoint is {folder / store.CHECKPOINT}" in said
     assert np.isfinite([row["loss"] for row in store.metrics(folder)]).all()
     assert '"diverged"' in (folder / store.STATUS).read_text()
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", ".", "..", "a/b", "a\\b", "a\0b"])
+def test_a_name_that_is_no_folders_name_is_refused(name, tmp_path):
+    result = fcurr("run", written(tmp_path, CONFIG | {"name": name}), "--out", tmp_path / "runs")
+    assert result.exit_code == 2 and "name: " in result.stderr and "is not the name of a folder" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_fresh_never_throws_away_what_no_run_wrote(tmp_path):
+    folder = tmp_path / "runs/small"
+    folder.mkdir(parents=True)
+    for name in ("config.toml", "report.html", "notes.txt"):
+        (folder / name).write_text("mine")
+    before = contents(folder)
+    result = fcurr("run", written(tmp_path), "--out", tmp_path / "runs", "--fresh")
+    assert result.exit_code == 2 and "is not a run's folder: it holds config.toml" in result.stderr
+    assert {k: v for k, v in contents(folder).items() if k[0] != "."} == before
+
+
+SHAPES = [
+    *(
+        {key: value}
+        for key in ("data", "model", "score", "curriculum", "training")
+        for value in (3, [], "x", [{}], True)
+    ),
+    {"members": []},
+    {"members": {"x": {}}},
+    {"members": {"seed": 3}},
+    {"members": {"seed": []}},
+    {"arms": {}},
+    {"arms": {"": {}}},
+    {"arms": {"a": 3}},
+    {"name": 5},
+    {"seed": -1},
+    {"score": {"fn": "loss", "loss": 3}},
+    {"score": {"fn": "loss", "model": {"fn": "mlp"}}},
+    {"model": {"fn": "mlp", "hidden": [10**12]}},
+    {"model": {"fn": "mlp", "features": [0]}},
+    {"model": {"fn": "convnet", "kernel": 0}},
+    {"model": {"fn": "from_module"}},
+    {"optimizer": {"fn": "sgd", "learning_rate": 1e300}},
+    {"optimizer": {"fn": "clipped", "max_norm": 1.0}},
+    {"optimizer": {"fn": "sgd", "learning_rate": {"fn": "constant", "learning_rate": {"fn": "cosine"}}}},
+    {"optimizer": {"fn": "fcurr.training:deque"}},
+    {"optimizer": {"fn": "fcurr.optim:_rate"}},
+    {"training": {"total_iterations": 10, "batch_size": 10**12}},
+    {"split": {"fn": "stratified", "validation": 0.6, "test": 0.6}},
+]
+
+
+@pytest.mark.parametrize("change", SHAPES, ids=str)
+def test_no_shape_of_a_config_gives_a_traceback(change, tmp_path):
+    result = fcurr("run", written(tmp_path, copy.deepcopy(CONFIG) | change), "--out", tmp_path / "runs")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("fcurr: ")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"a = " + b"1" * 5000, b"a = " + b"[" * 3000, b"name = 2020-01-01"])
+def test_no_text_of_a_config_gives_a_traceback(text, tmp_path):
+    (tmp_path / "odd.toml").write_bytes(text)
+    result = fcurr("check", tmp_path / "odd.toml")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("fcurr: ")
+
+
+@pytest.mark.parametrize("plugin", ["no_such", "no.such", "..", "./x", ""])
+def test_a_plugin_that_is_not_there_is_named(plugin, tmp_path):
+    result = fcurr("check", written(tmp_path), "--plugin", plugin)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith(f"fcurr: --plugin {plugin}: there is no such module")
+
+
+def test_a_torn_file_in_a_runs_folder_is_named(tmp_path):
+    path = written(tmp_path)
+    assert fcurr("run", path, "--out", tmp_path / "runs").exit_code == 0
+    for name in (store.RESULTS, store.STATUS, store.IDENTITY, store.CHECKPOINT):
+        whole = (tmp_path / "runs/small" / name).read_bytes()
+        (tmp_path / "runs/small" / name).write_bytes(whole[:20])
+        if name == store.CHECKPOINT:
+            (tmp_path / "runs/small" / store.STATUS).write_text("{}")
+        result = fcurr("run", path, "--out", tmp_path / "runs")
+        assert result.exit_code == 2 and str(tmp_path / "runs/small" / name) in result.stderr, name
+        (tmp_path / "runs/small" / name).write_bytes(whole)
+
+
+def test_a_sign_that_hides_behind_text_annotations_is_read(tmp_path):
+    (tmp_path / "later.py").write_text(
+        "from __future__ import annotations\nfrom fcurr.types import Easier\n"
+        "def sure(params, batch, *, model) -> Easier:\n    return model.apply(params, batch.x).max(-1).values\n"
+    )
+    path = written(tmp_path, copy.deepcopy(CONFIG) | {"score": {"fn": "later:sure"}})
+    done = process("check", path, "--plugin", "later")
+    assert done.communicate()[1] == "" and done.returncode == 0

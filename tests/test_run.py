@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from small import CONFIG, contents, fcurr, process, written
 
 from fcurr import tree
+from fcurr.errors import Halt
 from fcurr.io import checkpoint, configs, runner, store
 
 SAME = (
@@ -88,8 +89,8 @@ def test_a_checkpoint_is_named_tensors_that_anything_can_read(straight):
     assert int(tensors["state.run.iteration"]) == 40
 
 
-class Killed(Exception):
-    pass
+class Killed(Halt):
+    """As if the process had been killed: nobody catches it."""
 
 
 @settings(max_examples=8)
@@ -206,8 +207,8 @@ def test_a_change_on_the_command_line_is_in_the_config_as_run(tmp_path):
 
 def _states(folder: Path, config) -> runner.Run:
     """The last state of a config's members, by the library."""
-    table, source = configs.load(written(folder, config), [], [])
-    experiment = configs.experiment(table, source, [])
+    table, _ = configs.load(written(folder, config), [], [])
+    experiment = configs.read(table)
     prepared = runner.load(experiment)
     scores = torch.rand(len(prepared.train.y), generator=torch.Generator().manual_seed(0))
     program, run = runner.train_program(experiment, prepared, scores)
@@ -253,3 +254,107 @@ def test_a_compiled_run_finds_what_the_traced_one_does(tmp_path):
     assert tree.equal(traced.cursor, compiled.cursor)
     for name, leaf in traced.train.params.items():
         torch.testing.assert_close(leaf, compiled.train.params[name], rtol=2e-4, atol=2e-5)
+
+
+VARIED = {
+    "momentum that begins with none": ({"fn": "sgd", "learning_rate": 0.1}, {"optimizer.momentum": [0.0, 0.9]}),
+    "weight decay in one arm only": (
+        {"fn": "sgd", "learning_rate": 0.1},
+        {"optimizer.weight_decay": [0.0, 0.1]},
+    ),
+    "a number of a schedule": (
+        {"fn": "adam", "learning_rate": {"fn": "cosine", "learning_rate": 0.01}},
+        {"optimizer.learning_rate.learning_rate": [0.01, 0.003]},
+    ),
+    "a number of an optimizer inside": (
+        {"fn": "clipped", "max_norm": 1.0, "optimizer": {"fn": "adamw", "learning_rate": 0.01}},
+        {"optimizer.optimizer.weight_decay": [0.1, 0.0]},
+    ),
+    "a number of the loss": ({"fn": "sgd", "learning_rate": 0.1}, {"loss.smoothing": [0.0, 0.2]}),
+}
+
+
+@pytest.mark.parametrize("case", VARIED)
+def test_a_number_in_which_members_differ_has_its_effect_in_whatever_order_they_stand(case, tmp_path):
+    optimizer, axis = VARIED[case]
+    (key, values), *_ = axis.items()
+    config = copy.deepcopy(CONFIG) | {"arms": {"one": {}}, "optimizer": optimizer}
+    for order in (values, values[::-1]):
+        together = _states(tmp_path, config | {"members": {key: order}})
+        for place, value in enumerate(order):
+            alone = _states(tmp_path, config | {"members": {key: [value]}})
+            for name, leaf in tree.member(together.train.params, place).items():
+                torch.testing.assert_close(leaf, alone.train.params[name][0], rtol=2e-4, atol=2e-5)
+
+
+def test_a_schedule_of_a_run_that_counts_epochs_ends_with_the_run(tmp_path):
+    config = copy.deepcopy(CONFIG) | {"arms": {"one": {"curriculum": {"order": "random", "pace": "none"}}}}
+    config["optimizer"] = {"fn": "sgd", "learning_rate": {"fn": "cosine", "learning_rate": 0.1}}
+    config["members"] = {"seed": [0]}
+    config["training"] |= {"clock": "epoch", "total_iterations": 2, "batch_size": 64}
+    epochs = _states(tmp_path, config)
+    config["training"] |= {"clock": "step", "total_iterations": -(-2 * 1437 // 64)}
+    assert tree.equal(epochs.train, _states(tmp_path, config).train)
+
+
+def test_a_pace_that_asks_for_the_seed_is_given_its_members(tmp_path):
+    (tmp_path / "seeded.py").write_text(
+        "import torch\ndef pace(state, iteration, *, seed: int, dataset_size: int):\n"
+        "    return torch.as_tensor(iteration) * 0 + 100 + 10 * seed\n"
+    )
+    config = copy.deepcopy(CONFIG) | {"members": {"seed": [0, 1, 2]}, "arms": {"one": {}}}
+    config["curriculum"] = {"order": "fcurr.curriculum:random", "pace": {"fn": "seeded:pace"}}
+    del config["score"]
+    done = process("run", written(tmp_path, config), "--plugin", "seeded", "--out", tmp_path / "runs")
+    assert done.communicate() and done.returncode == 0
+    assert [row["size"] for row in store.metrics(tmp_path / "runs/small", until=10)] == [100, 110, 120]
+
+
+def _stopped(folder: Path, config, *more: str) -> Path:
+    """A run that was cut after step 25 of training."""
+    with pytest.MonkeyPatch.context() as patch:
+        travel = runner.training.proceed
+
+        def proceed(program, run):
+            for state in travel(program, run):
+                if program.total_iterations == 40 and int(state.iteration) == 26:
+                    raise Killed
+                yield state
+
+        patch.setattr(runner.training, "proceed", proceed)
+        assert isinstance(_run(folder, config, *more).exception, Killed)
+    return folder / "runs/small"
+
+
+def test_a_run_is_not_continued_with_its_arms_in_another_order(tmp_path):
+    folder = _stopped(tmp_path, CONFIG)
+    before = contents(folder)
+    result = _run(tmp_path, CONFIG | {"arms": dict(reversed(CONFIG["arms"].items()))})
+    assert result.exit_code == 2 and "holds a run with its arms or members in another order" in result.stderr
+    assert contents(folder) == before
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path):
+    rows = [f"{i % 7},{i % 5},{i % 2}" for i in range(60)]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(["a,b,label", *rows]))
+    config = copy.deepcopy(CONFIG) | {"data": {"fn": "csv", "path": str(path)}}
+    folder = _stopped(tmp_path, config)
+    before = contents(folder)
+    path.write_text("\n".join(["a,b,label", *rows[:-1], "9,9,1"]))
+    result = _run(tmp_path, config)
+    assert result.exit_code == 2 and "holds a run on other samples or labels" in result.stderr
+    assert contents(folder) == before
+
+
+def test_what_is_left_of_a_run_that_was_being_thrown_away_is_not_taken_for_another(straight, tmp_path):
+    """--fresh was killed when all but the scores, the checkpoint and the identity were gone."""
+    folder = tmp_path / "runs/small"
+    folder.mkdir(parents=True)
+    for name in (store.SCORES, store.CHECKPOINT, store.IDENTITY):
+        (folder / name).write_bytes((straight[0] / name).read_bytes())
+    config = copy.deepcopy(CONFIG) | {"optimizer": {"fn": "sgd", "learning_rate": 0.001}}
+    assert _run(tmp_path, config).exit_code == 0
+    (tmp_path / "other").mkdir()
+    assert _run(tmp_path / "other", config).exit_code == 0
+    _same(folder, tmp_path / "other/runs/small")

@@ -6,6 +6,7 @@ by Ctrl-C and SIGTERM.
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.resources import files as resources
@@ -35,52 +36,30 @@ def messages(resume: str = "") -> Iterator[None]:
 
 
 def run(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Path, fresh: bool) -> None:
-    again = f"; to go on: fcurr {' '.join(a for a in sys.argv[1:] if a != '--fresh')}"
+    again = f"; to go on: fcurr {shlex.join(a for a in sys.argv[1:] if a != '--fresh')}"
     with messages(again):
-        from fcurr.io import allocator, configs, extras, files, progress, runner, store
-        from fcurr.study.program import plan
+        from fcurr.io import configs
+        from fcurr.io.execute import execute
+        from fcurr.io.runner import Diverged, Stopped
 
-        allocator.keep()
         table, source = configs.load(config, changes, plugins)
-        experiment = configs.experiment(table, source, plugins)
-        folder, code = out / experiment.name, configs.code(plugins)
         try:
-            if (
-                folder.exists()
-                and not fresh
-                and store.agree(folder, experiment.config, code)
-                and store.finished(folder)
-            ):
-                progress.say(f"{folder} is finished already; --fresh runs it anew")
-            else:
-                extras.need("report.html", matplotlib="report", jinja2="report")
-                if "score" in experiment.components:
-                    extras.need("scores.parquet", pyarrow="data")
-                prepared = runner.load(experiment)
-                plan(experiment, prepared)  # a pace that leaves its bounds stops here, before anything is written
-                with store.held(folder):
-                    if fresh:
-                        store.clear(folder)
-                    progress.say(f"run {experiment.name}: {folder}")
-                    outcome = runner.start_or_continue(experiment, prepared, folder, code)
-                    from fcurr.io import summary  # matplotlib
-
-                    summary.write(outcome, folder)
-                    files.write_json(folder / store.STATUS, {"status": "finished"})
-        except runner.Stopped as stop:
+            experiment = configs.read(table, plugins)
+            execute(experiment, out / experiment.name, configs.hashes(plugins), fresh=fresh)
+        except Stopped as stop:
             raise fail(f"{stop}; nothing is lost{again}", 128 + stop.signal) from None
-        except runner.Diverged as wrong:
+        except Diverged as wrong:
             raise fail(str(wrong), 3) from None
         except configs.BadInput as wrong:
             raise configs.located(wrong, source) from None
-        show(folder)
+        show(out / experiment.name)
 
 
 def show(folder: Path) -> None:
     """The results of a finished run, on stdout."""
     from fcurr.io import store
 
-    found = json.loads((folder / store.RESULTS).read_text())
+    found = store.read_json(folder / store.RESULTS)
     width = max(len("arm"), *(len(row["arm"]) for row in found["table"]))
     print(f"{'test accuracy, %':{width}}  {'last':>14}  {'best on validation':>18}  seeds")
     for row in found["table"]:
@@ -93,23 +72,17 @@ def show(folder: Path) -> None:
 
 def check(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Path) -> None:
     with messages():
-        from fcurr.io import configs, runner, store
-        from fcurr.study.program import plan
+        from fcurr.io import configs
+        from fcurr.io.execute import preview
 
         table, source = configs.load(config, changes, plugins)
-        experiment = configs.experiment(table, source, plugins)
         try:
-            prepared = runner.load(experiment)
-            lines = plan(experiment, prepared)
-            folder = out / experiment.name
-            there = folder.exists() and store.agree(folder, experiment.config, configs.code(plugins))
+            experiment = configs.read(table, plugins)
+            lines = preview(experiment, out / experiment.name, configs.hashes(plugins))
         except configs.BadInput as wrong:
             raise configs.located(wrong, source) from None
         print(f"{config} is right. It would")
-        for line in lines:
-            print(f"  {line}")
-        state = ("show" if store.finished(folder) else "continue") if there else "write"
-        print(f"  {state} {folder}")
+        print("\n".join(f"  {line}" for line in lines))
 
 
 def ls(role: str | None) -> None:

@@ -15,6 +15,10 @@ def long_tail(y: Tensor, *, ratio: Ratio, classes: Classes, seed: Seed) -> Tenso
     section 5.
     """
     counts = torch.bincount(y, minlength=classes)
+    if not bool(counts.all()):
+        raise ValueError(
+            f"class {int((counts == 0).nonzero()[0])} has no samples, and the smallest class is the measure"
+        )
     part = torch.arange(classes, dtype=torch.float64) / max(classes - 1, 1)
     sizes = (counts.min() * ratio ** (-part) * (1 + 1e-12)).floor().long().clamp(min=1)
     chance = rng.uniform(seed, torch.arange(len(y)))

@@ -12,8 +12,8 @@ def symmetric(y: Tensor, *, share: Part, classes: Classes, seed: Seed) -> Tensor
 
     The true class is never drawn, so the share is the true rate of wrong labels. Patrini et al. (2017), section 6.
     """
-    wrong = _chosen(len(y), share, seed)
-    move = 1 + (rng.fold(seed, 1, torch.arange(len(y))) >> 1).remainder(max(classes - 1, 1))
+    wrong = _chosen(len(y), share, classes, seed)
+    move = 1 + (rng.fold(seed, 1, torch.arange(len(y))) >> 1).remainder(classes - 1)
     return torch.where(wrong, (y + move) % classes, y)
 
 
@@ -22,9 +22,11 @@ def asymmetric(y: Tensor, *, share: Part, classes: Classes, seed: Seed) -> Tenso
 
     Han et al. (2018), Co-teaching, section 4.
     """
-    return torch.where(_chosen(len(y), share, seed), (y + 1) % classes, y)
+    return torch.where(_chosen(len(y), share, classes, seed), (y + 1) % classes, y)
 
 
-def _chosen(samples: int, share: float, seed: int) -> Tensor:
+def _chosen(samples: int, share: float, classes: int, seed: int) -> Tensor:
     """[samples] bool, exactly round(share * samples) of them true."""
+    if classes < 2:
+        raise ValueError(f"labels of {classes} class cannot be wrong")
     return rng.shuffle(torch.arange(samples), samples, rng.fold(seed, 0)) < round(share * samples)

@@ -1,4 +1,4 @@
-"""A config file and the changes of a command line, as an experiment; and where a wrong key was written."""
+"""A config file and the changes of a command line; the plugins it may use; and where a wrong key was written."""
 
 import hashlib
 import importlib.util
@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from fcurr.errors import BadInput
 from fcurr.io import toml
-from fcurr.study.config import Experiment, read
+from fcurr.study.config import read
 from fcurr.study.members import override
+
+__all__ = ["BadInput", "beside", "hashes", "load", "located", "read"]
 
 
 class Source(NamedTuple):
@@ -42,22 +44,19 @@ def beside(folder: Path, plugins: Sequence[str]) -> None:
         sys.path.insert(0, str(folder))
 
 
-def code(plugins: Sequence[str]) -> dict[str, str]:
+def hashes(plugins: Sequence[str]) -> dict[str, str]:
     """The plugins and the hash of each one's file."""
     found = {}
     for module in plugins:
-        spec = importlib.util.find_spec(module)
-        origin = Path(spec.origin) if spec and spec.origin else None
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None:
+            raise BadInput(f"--plugin {module}: there is no such module beside the config or installed")
+        origin = Path(spec.origin) if spec.origin else None
         found[module] = hashlib.sha256(origin.read_bytes()).hexdigest() if origin and origin.is_file() else "unknown"
     return found
-
-
-def experiment(table: dict[str, Any], source: Source, plugins: Sequence[str]) -> Experiment:
-    """The experiment, or BadInput that says where in the file the fault is."""
-    try:
-        return read(table, plugins)
-    except BadInput as wrong:
-        raise located(wrong, source) from wrong.__cause__
 
 
 def located(wrong: BadInput, source: Source) -> BadInput:

@@ -58,6 +58,7 @@ def _table(path: str, label: str, kind: str) -> Dataset:
     try:
         import pyarrow.csv
         import pyarrow.parquet
+        from pyarrow import types
     except ImportError:
         raise BadInput('tables are read by pyarrow: pip install "fcurr[data]"') from None
     try:
@@ -65,6 +66,8 @@ def _table(path: str, label: str, kind: str) -> Dataset:
     except Exception as wrong:
         first = (str(wrong).splitlines() or [type(wrong).__name__])[0]
         raise BadInput(f"{path} is not a readable {kind} table: {first}", "path") from None
+    if twice := {name for name in table.column_names if table.column_names.count(name) > 1}:
+        raise BadInput(f"{path} has two columns `{min(twice)}`", "path")
     if label not in table.column_names:
         raise BadInput(f"{path} has no column `{label}`; it has {', '.join(table.column_names)}", "label")
     columns = []
@@ -74,10 +77,10 @@ def _table(path: str, label: str, kind: str) -> Dataset:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
             raise BadInput(f"{path}: column `{name}` has no value in row {row}", "path")
-        try:
-            columns.append(np.asarray(table[name].to_numpy(), dtype=np.float32))
-        except (TypeError, ValueError):
-            raise BadInput(f"{path}: column `{name}` is {table[name].type}, not numbers", "path") from None
+        kind = table[name].type
+        if not any(is_kind(kind) for is_kind in (types.is_integer, types.is_floating, types.is_boolean)):
+            raise BadInput(f"{path}: column `{name}` is {kind}, not numbers", "path")
+        columns.append(np.asarray(table[name].to_numpy(), dtype=np.float32))
     if not columns:
         raise BadInput(f"{path} has no column beside `{label}`", "path")
     if table[label].null_count:
@@ -90,8 +93,12 @@ def _dataset(x: NDArray[Any], y: NDArray[Any]) -> Dataset:
         raise BadInput(f"{len(x)} samples do not fit labels of shape {list(y.shape)}")
     if x.dtype.kind not in "fiub":
         raise BadInput(f"samples are {x.dtype}, not numbers")
-    if y.dtype.kind == "f" and not np.all(y == np.round(y)):
-        raise BadInput("labels are fractions: a label is a whole number or a text")
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise BadInput(f"samples of shape {list(x.shape[1:])} have no features: [sample, feature, ...] is right")
+    if y.dtype.kind not in "fiubUS":
+        raise BadInput(f"labels are {y.dtype}: a label is a whole number or a text")
+    if y.dtype.kind == "f" and not (np.isfinite(y).all() and np.all(y == np.round(y))):
+        raise BadInput("labels are fractions, or not finite: a label is a whole number or a text")
     names, numbers = np.unique(y.astype(np.int64) if y.dtype.kind == "f" else y, return_inverse=True)
     return Dataset(
         x=torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)),

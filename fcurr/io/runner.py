@@ -1,5 +1,7 @@
 """A run, from a config to its folder: score, train, evaluate, save, report."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fcurr import observe, training
-from fcurr.errors import BadInput
+from fcurr.errors import BadInput, Halt
 from fcurr.io import checkpoint, environment, files, progress, signals, store
 from fcurr.observe import Record
 from fcurr.study.bind import build
@@ -27,7 +29,7 @@ class Journey(NamedTuple):
     record: Record | tuple[()]  # () while scoring
 
 
-class Stopped(Exception):
+class Stopped(Halt):
     """A signal came; the step was finished and the state is on the disk."""
 
     def __init__(self, signal: int, done: int, total: int) -> None:
@@ -35,7 +37,7 @@ class Stopped(Exception):
         self.signal = signal
 
 
-class Diverged(Exception):
+class Diverged(Halt):
     """A loss is not a number any more."""
 
 
@@ -54,11 +56,36 @@ def load(experiment: Experiment) -> Prepared:
     return prepare(experiment, data)
 
 
-def start_or_continue(experiment: Experiment, prepared: Prepared, folder: Path, code: dict[str, str]) -> Outcome:
+def identity(experiment: Experiment, prepared: Prepared, plugins: dict[str, str]) -> dict[str, Any]:
+    """What makes a run this one, beside its config: plugins, members in their order, the data."""
+    members = [
+        [member.arm, member.seed, json.loads(json.dumps(member.axes, default=str))] for member in experiment.members
+    ]
+    return {"plugins": plugins, "members": members, "data": fingerprint(prepared)}
+
+
+def fingerprint(prepared: Prepared) -> str:
+    """A hash of all samples and labels that are trained on, chosen by and judged by."""
+    digest = hashlib.sha256()
+    for part in (prepared.train.x, prepared.train.y, prepared.id, *prepared.validation, *prepared.test):
+        digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def holds(folder: Path, experiment: Experiment, prepared: Prepared, plugins: dict[str, str]) -> bool:
+    """Whether the folder holds this run, or a part of it."""
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise BadInput(f"{folder.parent} is not a folder")
+    return store.agree(folder, experiment.config, identity(experiment, prepared, plugins))
+
+
+def start_or_continue(experiment: Experiment, prepared: Prepared, folder: Path, plugins: dict[str, str]) -> Outcome:
     """Everything a run computes, beginning where the folder's checkpoints stand; the folder must be held."""
-    if not store.agree(folder, experiment.config, code):
+    itself = identity(experiment, prepared, plugins)
+    if not store.agree(folder, experiment.config, itself):
+        store.clear(folder)
+        store.write_config(folder, experiment.config, itself)
         files.write_json(folder / store.ENVIRONMENT, environment.describe())
-        store.write_config(folder, experiment.config, code)
     with signals.asked_to_stop() as asked:
         try:
             scores = _scores(experiment, prepared, folder, asked) if "score" in experiment.components else None
@@ -90,7 +117,8 @@ def _scores(experiment: Experiment, prepared: Prepared, folder: Path, asked: Cal
 
     scores = difficulty(experiment, prepared, fit)
     recipe = experiment.config["score"]
-    tables.write_scores(path, prepared, scores, recipe if isinstance(recipe, dict) else {"fn": recipe})
+    recipe = recipe if isinstance(recipe, dict) else {"fn": recipe}
+    tables.write_scores(path, prepared, scores, recipe=recipe, data=fingerprint(prepared))
     (folder / store.SCORING).unlink(missing_ok=True)
     return scores
 

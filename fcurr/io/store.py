@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 from fcurr.errors import BadInput
 from fcurr.io import files, toml
 
-CONFIG, CODE, STATUS = "config.toml", "code.json", "status.json"
+CONFIG, IDENTITY, STATUS = "config.toml", "identity.json", "status.json"
 METRICS, SCORES = "metrics.jsonl", "scores.parquet"
 CHECKPOINT, SCORING, RESULTS, REPORT = "checkpoint.safetensors", "scoring.safetensors", "results.json", "report.html"
 ENVIRONMENT = "environment.json"
-WRITTEN = (CONFIG, CODE, STATUS, METRICS, SCORES, CHECKPOINT, SCORING, RESULTS, REPORT, ENVIRONMENT)
+WRITTEN = (STATUS, METRICS, SCORES, CHECKPOINT, SCORING, RESULTS, REPORT, ENVIRONMENT, CONFIG, IDENTITY)
 
 
 @contextlib.contextmanager
@@ -37,50 +37,65 @@ def held(folder: Path) -> Iterator[None]:
         raise BadInput(f"{folder} is held by {who}; wait for it, or give another name with name=...") from None
 
 
-def agree(folder: Path, config: Mapping[str, Any], code: Mapping[str, str]) -> bool:
-    """Whether the folder already holds a run of this config and this outside code (module: hash of its file). BadInput
-    if it holds something else; a run that got nowhere is nothing."""
-    if not _own(folder):
+def agree(folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a run of this config, with this identity: plugins, members, data. BadInput if it holds
+    another run, or something else; a run that got nowhere is nothing."""
+    if not own(folder) or not any((folder / name).exists() for name in (SCORES, SCORING, CHECKPOINT)):
         return False
-    there = {"config": toml.read(folder / CONFIG)[0], "code": json.loads((folder / CODE).read_text())}
-    here = json.loads(json.dumps({"config": config, "code": code}, default=str))
+    if not (folder / CONFIG).exists():  # --fresh was killed
+        return False
+    there = {"config": toml.read(folder / CONFIG)[0], **read_json(folder / IDENTITY)}
+    here = json.loads(json.dumps({"config": config, **identity}, default=str))
     if there == here:
         return True
-    if not any((folder / name).exists() for name in (SCORES, SCORING, CHECKPOINT)):
-        return False
     key, old, new = next(_differences(there, here))
-    what = f"{key.removeprefix('config.')} = {old}, not {new}" if key.startswith("config.") else f"another {key[5:]}.py"
-    raise BadInput(
-        f"{folder} holds a run with {what}; name=... starts another beside it, --fresh throws it away and starts anew"
-    )
+    kind, _, rest = key.partition(".")
+    what = {
+        "config": f"a run with {rest} = {old}, not {new}",
+        "plugins": f"a run with another {rest}.py",
+        "members": "a run with its arms or members in another order",
+        "data": "a run on other samples or labels",
+    }[kind]
+    raise BadInput(f"{folder} holds {what}; name=... starts another beside it, --fresh throws it away and starts anew")
 
 
 def finished(folder: Path) -> bool:
     """Whether the run in a folder has come to its end."""
     path = folder / STATUS
-    return path.exists() and json.loads(path.read_text()).get("status") == "finished"
+    return path.exists() and read_json(path).get("status") == "finished" and (folder / RESULTS).exists()
 
 
 def clear(folder: Path) -> None:
     """Throws away what a run left, and nothing else."""
-    if _own(folder):
+    if own(folder):
         for name in WRITTEN:
             (folder / name).unlink(missing_ok=True)
 
 
-def _own(folder: Path) -> bool:
-    """Whether there is a run in a folder; BadInput if there is something else."""
-    if (folder / CONFIG).exists():
+def own(folder: Path) -> bool:
+    """Whether a run has written to a folder; BadInput if somebody else has."""
+    if (folder / IDENTITY).exists():
         return True
-    strange = [entry.name for entry in folder.iterdir() if entry.name[0] != "."] if folder.exists() else []
-    if any(name not in WRITTEN for name in strange):
+    strange = sorted(entry.name for entry in folder.iterdir() if entry.name[0] != ".") if folder.exists() else []
+    if strange:
         raise BadInput(f"{folder} is not a run's folder: it holds {strange[0]}; give another name with name=...")
     return False
 
 
-def write_config(folder: Path, config: Mapping[str, Any], code: Mapping[str, str]) -> None:
-    """The config as run, overrides included, and which outside code it calls."""
-    files.write_json(folder / CODE, dict(code))
+def read_json(path: Path) -> dict[str, Any]:
+    """A table that a run wrote."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as wrong:
+        raise BadInput(f"{path} cannot be read: {wrong}; --fresh starts anew") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} is not what a run writes there; --fresh starts anew")
+    return found
+
+
+def write_config(folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """The config as run, changes included, and what else makes the run this one; first of all that it is one."""
+    files.write_json(folder / IDENTITY, dict(identity))
     files.write(folder / CONFIG, tomli_w.dumps(json.loads(json.dumps(config, default=str))))
 
 
@@ -89,7 +104,7 @@ def metrics(folder: Path, until: int | None = None) -> list[dict[str, Any]]:
     path = folder / METRICS
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError):
             row = json.loads(line)
             if until is None or row["iteration"] <= until:
                 rows.append(row)

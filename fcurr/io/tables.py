@@ -1,6 +1,5 @@
 """Scores as a table: Apache Parquet, readable by anything."""
 
-import hashlib
 import io
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ from fcurr.io import files
 from fcurr.study.prepare import Prepared
 
 
-def write_scores(path: Path, prepared: Prepared, scores: Tensor, recipe: dict[str, Any]) -> None:
+def write_scores(path: Path, prepared: Prepared, scores: Tensor, *, recipe: dict[str, Any], data: str) -> None:
     """A row a training sample: its position in the data, the label as given and before noise, its difficulty (larger is
     harder), and its rank (0 the easiest, 1 the hardest, ties broken at random)."""
     names = prepared.train.classes
@@ -31,7 +30,7 @@ def write_scores(path: Path, prepared: Prepared, scores: Tensor, recipe: dict[st
             "rank": rank.numpy(),
         }
     )
-    facts = {"recipe": json.dumps(recipe, default=str), "data": fingerprint(prepared), "sense": "larger is harder"}
+    facts = {"recipe": json.dumps(recipe, default=str), "data": data, "sense": "larger is harder"}
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table.replace_schema_metadata(facts), buffer)
     files.write(path, buffer.getvalue())
@@ -45,11 +44,3 @@ def read_scores(path: Path, ids: Tensor) -> Tensor:
         return torch.tensor([found[sample] for sample in ids.tolist()], dtype=torch.float64)
     except (KeyError, OSError, pyarrow.ArrowException) as wrong:
         raise BadInput(f"{path} does not hold the scores of this run's samples: {wrong}") from None
-
-
-def fingerprint(prepared: Prepared) -> str:
-    """A hash of the samples and labels that were trained on."""
-    digest = hashlib.sha256()
-    for part in (prepared.train.x, prepared.train.y, prepared.id):
-        digest.update(part.contiguous().numpy().tobytes())
-    return digest.hexdigest()

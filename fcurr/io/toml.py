@@ -26,13 +26,15 @@ def read(path: Path) -> tuple[dict[str, Any], Places]:
         line, column = found.groups() if found else (text.count("\n") + 1, 1)
         said = message[: found.start()] if found else message.removesuffix(" (at end of document)")
         raise BadInput(f"{path}:{line}:{column}: not TOML: {said[0].lower()}{said[1:]}") from None
+    except (ValueError, RecursionError) as wrong:  # a number of thousands of digits, brackets within brackets
+        raise BadInput(f"{path} is not a config: {wrong}") from None
 
 
 def value(text: str) -> Any:
     """What the right-hand side of `key=value` means: TOML if it is TOML, otherwise the text itself."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -44,10 +46,11 @@ def places(text: str) -> Places:
     source = text.encode()
     root = tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language())).parse(source).root_node
     found: Places = {}
+    lines = source.splitlines()
 
     def note(key: str, node: Any) -> None:
         row, column = node.start_point
-        line = source.splitlines()[row] if source else b""
+        line = lines[row] if lines else b""
         found.setdefault(key, (row + 1, len(line[:column].decode(errors="replace")) + 1))
 
     def visit(node: Any, path: tuple[str, ...]) -> None:

@@ -33,6 +33,8 @@ def cross_validated_loss(
 def fold_masks(samples: int, *, folds: Many, repeats: Times, seed: Seed) -> Tensor:
     """[repeats * folds, sample] bool, true where a member must not look. In a repeat each sample is held out once, and
     folds differ in size by one at the most."""
+    if folds > samples:
+        raise ValueError(f"{folds} folds are more than the {samples} samples there are")
     repeat = torch.arange(repeats).unsqueeze(1)
     fold = rng.shuffle(torch.arange(samples), samples, rng.fold(seed, repeat)) % folds  # [repeat, sample]
     return (fold.unsqueeze(1) == torch.arange(folds).unsqueeze(1)).flatten(0, 1)

@@ -9,18 +9,15 @@
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
-from fcurr.errors import BadInput
+from fcurr.errors import BadInput, Halt
 from fcurr.study import units
 from fcurr.study.near import near
 from fcurr.study.roles import ROLES, names
-
-PROVIDED = frozenset(
-    {"seed", "data", "features", "classes", "model", "loss", "optimizer", "fit", "total_iterations", "dataset_size"}
-)  # what a run gives to whoever asks for it by name
 
 
 class Call(NamedTuple):
@@ -49,9 +46,10 @@ def resolve(written: Any, role: str, where: str, plugins: Collection[str] = ()) 
     function = find(name, role, f"{where}.fn", plugins)
     rest = {key: value for key, value in table.items() if key != "fn"}
     call = Call(where, name, function, arguments(function, name, rest, where, plugins))
-    if missing := [key for key in _required(function) if key not in call.fixed and key not in PROVIDED - {role}]:
-        kind = units.meaning(get_type_hints(_inner(function), include_extras=True)[missing[0]])
-        raise BadInput(f"{name} needs `{missing[0]}`, {kind}", where)
+    if missing := [key for key in required(function) if key not in call.fixed and key not in ROLES[role].given]:
+        key = missing[0]
+        kind = f"a component of the role {key}" if key in ROLES else units.meaning(units.hints(function).get(key, Any))
+        raise BadInput(f"{name} needs `{key}`, {kind}", where)
     return call
 
 
@@ -60,7 +58,7 @@ def arguments(
 ) -> dict[str, Any]:
     """The table's entries, each checked against the type of the parameter it names."""
     taken = _named(function)
-    hints = get_type_hints(_inner(function), include_extras=True)
+    hints = units.hints(function)
     fixed = {}
     for key, value in table.items():
         place = f"{where}.{key}" if where else key
@@ -68,7 +66,10 @@ def arguments(
             raise BadInput(
                 f"{name} takes no `{key}`{near(key, taken)}; it takes {', '.join(taken) or 'nothing'}", place
             )
-        if key in ROLES and (isinstance(value, Mapping | str)):
+        if key == "model":
+            raise BadInput(f"the model of {name} is the run's: leave it out", place)
+        component = key in ROLES and units.holds_component(hints.get(key, Any))
+        if component and (isinstance(value, Mapping | str) or not units.holds_value(hints.get(key, Any))):
             fixed[key] = resolve(value, key, place, plugins)
         else:
             fixed[key] = units.checked(value, hints.get(key, Any), place)
@@ -76,18 +77,32 @@ def arguments(
 
 
 def build(call: Call, entries: Mapping[str, Any]) -> Any:
-    """The value of a call, given the run's own entries. ValueErrors become BadInput at the call's key."""
+    """The value of a call, given the run's own entries."""
     fixed = {key: build(value, entries) if isinstance(value, Call) else value for key, value in call.fixed.items()}
-    own = {key: entries[key] for key in _required(call.function) if key not in fixed and key in entries}
+    own = {key: entries[key] for key in required(call.function) if key not in fixed and key in entries}
     waiting = partial(call.function, **fixed, **own)
-    if call.waits:
-        return waiting
+    return waiting if call.waits else guarded(call, waiting)
+
+
+def guarded(call: Call, function: Callable, *flowing: Any) -> Any:
+    """What a call's function answers; whatever it raises, a stranger's or ours, is BadInput at the call's key."""
     try:
-        return waiting()
+        return function(*flowing)
     except BadInput as wrong:
-        raise BadInput(str(wrong), f"{call.where}.{wrong.where}" if wrong.where else call.where) from None
-    except ValueError as wrong:
-        raise BadInput(str(wrong), call.where) from wrong
+        raise BadInput(str(wrong), f"{call.where}.{wrong.where}" if wrong.where else call.where) from wrong
+    except (Halt, OSError):
+        raise
+    except Exception as wrong:
+        if call.function.__module__.startswith("fcurr.") and isinstance(wrong, ValueError):
+            raise BadInput(str(wrong), call.where) from wrong
+        raise BadInput(f"{call.name} fails{_line(call, wrong)}: {type(wrong).__name__}: {wrong}", call.where) from wrong
+
+
+def _line(call: Call, wrong: Exception) -> str:
+    """ " in line 12 of my_module", the last line of the function's own file that was reached."""
+    file = inspect.getfile(call.function)
+    lines = [frame.lineno for frame in traceback.extract_tb(wrong.__traceback__) if frame.filename == file]
+    return f" in line {lines[-1]} of {call.function.__module__}" if lines else ""
 
 
 def replaced(call: Call, path: str, value: Any) -> Call:
@@ -98,14 +113,20 @@ def replaced(call: Call, path: str, value: Any) -> Call:
 
 
 def numbers(call: Call, path: str = "") -> dict[str, int | float]:
-    """All fixed numbers of a call and of the calls in it, by dotted path."""
+    """All fixed numbers of a call and of the calls in it, defaults included, by dotted path."""
     found: dict[str, int | float] = {}
-    for key, value in call.fixed.items():
+    for key, value in spelled(call).items():
         if isinstance(value, Call):
             found |= numbers(value, f"{path}{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[f"{path}{key}"] = value
     return found
+
+
+def spelled(call: Call) -> dict[str, Any]:
+    """What is fixed of a call, with the defaults of what is not."""
+    parameters = inspect.signature(call.function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | call.fixed
 
 
 def flowing(function: Callable) -> list[str]:
@@ -116,18 +137,16 @@ def flowing(function: Callable) -> list[str]:
     return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds]
 
 
-def _named(function: Callable) -> list[str]:
-    flows = flowing(function)
-    return [name for name in inspect.signature(function).parameters if name not in flows]
-
-
-def _required(function: Callable) -> list[str]:
+def required(function: Callable) -> list[str]:
+    """The names without which it cannot be called."""
     parameters = inspect.signature(function).parameters
     return [name for name in _named(function) if parameters[name].default is inspect.Parameter.empty]
 
 
-def _inner(function: Callable) -> Callable:
-    return function.func if isinstance(function, partial) else function
+def _named(function: Callable) -> list[str]:
+    flows, stars = flowing(function), (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters
+    return [name for name, parameter in parameters.items() if name not in flows and parameter.kind not in stars]
 
 
 def find(name: str, role: str | None, place: str, plugins: Collection[str]) -> Callable:
@@ -145,16 +164,13 @@ def find(name: str, role: str | None, place: str, plugins: Collection[str]) -> C
         found = importlib.import_module(module)
     except Exception as wrong:  # whatever a stranger's module raises is theirs to read
         raise BadInput(f"module {module} does not import: {type(wrong).__name__}: {wrong}", place) from wrong
-    if not callable(getattr(found, attribute, None)):
-        public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+    function = getattr(found, attribute, None)
+    ours = module.startswith("fcurr.")
+    if not inspect.isfunction(function) or (ours and (attribute[0] == "_" or function.__module__ != module)):
+        public = [key for key, value in vars(found).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise BadInput(f"{module} has no function `{attribute}`{near(attribute, public)}", place)
-    function = getattr(found, attribute)
     wanted = ROLES[role].flows if role is not None else ()
-    if (
-        role is not None
-        and not inspect.isclass(function)
-        and len(flowing(function)) not in {len(flow) for flow in wanted}
-    ):
+    if role is not None and len(flowing(function)) not in {len(flow) for flow in wanted}:
         signature = " or ".join(f"({', '.join(flow)})" for flow in wanted)
         given = ", ".join(flowing(function))
         raise BadInput(f"a {role} takes {signature} by position, `{attribute}` takes ({given})", place)

@@ -7,7 +7,7 @@ tables as tomllib gives it; every key is dotted in messages.
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, NamedTuple
 
-from annotated_types import MinLen
+from annotated_types import Ge, Le, MinLen
 
 from fcurr.errors import BadInput
 from fcurr.sampler import Clock
@@ -15,8 +15,9 @@ from fcurr.study import units
 from fcurr.study.bind import Call, arguments, resolve
 from fcurr.study.members import Member, differing, expand
 from fcurr.study.near import near
-from fcurr.types import Iterations, Samples, Seed, Unit
+from fcurr.types import Iterations, Seed, Unit
 
+BatchSize = Annotated[int, Ge(1), Le(2**20), Unit("number of samples in a batch")]
 Name = Annotated[str, MinLen(1), Unit("name")]
 
 
@@ -24,7 +25,7 @@ class Training(NamedTuple):
     """How long, how much at a time, and when to look."""
 
     total_iterations: Iterations
-    batch_size: Samples = 64
+    batch_size: BatchSize = 64
     clock: Clock = "step"
     evaluate_every: Iterations = 50
     save_every: Iterations = 500
@@ -35,7 +36,7 @@ class Fit(NamedTuple):
     """How the models that score are trained."""
 
     iterations: Iterations = 300
-    batch_size: Samples = 64
+    batch_size: BatchSize = 64
 
 
 class Experiment(NamedTuple):
@@ -57,26 +58,35 @@ NEEDED = ("data", "split", "model", "optimizer", "training")
 
 def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment:
     """The experiment that a config describes, or BadInput with the key that is wrong."""
+    given = dict(config)
     for key in config:
         if key not in KEYS:
             raise BadInput(f"there is no section `{key}`{near(key, KEYS)}; there are {', '.join(KEYS)}", key)
     for key in NEEDED:
         if key not in config:
             raise BadInput(f"a config needs a section [{key}]", key)
+    config = {"loss": "cross_entropy", **config}
     seed = units.checked(config.get("seed", 0), Seed, "seed")
     components = {key: resolve(config[key], key, key, plugins) for key in ROLE_KEYS if key in config}
-    components.setdefault("loss", resolve("cross_entropy", "loss", "loss"))
     members = expand(config, plugins)
     return Experiment(
-        name=units.checked(config.get("name", "run"), Name, "name"),
+        name=_name(config.get("name", "run")),
         seed=seed,
         training=_record(config, "training", Training),
         fit=_record(config, "fit", Fit),
         components=components,
         members=members,
         varying=differing(members),
-        config=dict(config),
+        config=given,
     )
+
+
+def _name(value: Any) -> str:
+    """A run's name is the name of its folder."""
+    name = units.checked(value, Name, "name")
+    if name in (".", "..") or any(mark in name for mark in "/\\\0"):
+        raise BadInput(f"{units.written(name)} is not the name of a folder: no / and no \\, and not . or ..", "name")
+    return name
 
 
 def _record(config: Mapping[str, Any], key: str, record: Any) -> Any:

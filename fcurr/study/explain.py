@@ -3,11 +3,11 @@
 import importlib
 import inspect
 from collections.abc import Callable, Collection
-from typing import get_type_hints
+from typing import Any
 
 from fcurr.errors import BadInput
 from fcurr.study import units
-from fcurr.study.bind import PROVIDED, find, flowing
+from fcurr.study.bind import find, flowing
 from fcurr.study.near import near
 from fcurr.study.roles import ROLES, components
 
@@ -16,7 +16,8 @@ def explain(name: str, plugins: Collection[str] = ()) -> list[str]:
     """A text for every component of this name: `root`, `pace.root`, or "module:function"."""
     if ":" in name:
         module, _, attribute = name.rpartition(":")
-        return [_text(attribute, module, find(name, None, "", plugins))]
+        anything = frozenset[str]().union(*(role.given for role in ROLES.values()))
+        return [_text(attribute, module, find(name, None, "", plugins), anything)]
     role, _, short = name.rpartition(".")
     if role and role not in ROLES:
         raise BadInput(f"there is no role `{role}`{near(role, ROLES)}; there are {', '.join(ROLES)}")
@@ -25,13 +26,16 @@ def explain(name: str, plugins: Collection[str] = ()) -> list[str]:
     if not found:
         known = [component.name for component in listed]
         raise BadInput(f"there is no component `{short}`{near(short, known)}; `fcurr ls` lists them")
-    return [_text(f"{c.role}.{c.name}", c.module, getattr(importlib.import_module(c.module), c.name)) for c in found]
+    return [
+        _text(f"{c.role}.{c.name}", c.module, getattr(importlib.import_module(c.module), c.name), ROLES[c.role].given)
+        for c in found
+    ]
 
 
-def _text(name: str, module: str, function: Callable) -> str:
+def _text(name: str, module: str, function: Callable, given: Collection[str]) -> str:
     flows = flowing(function)
     parameters = inspect.signature(function).parameters
-    hints = get_type_hints(function, include_extras=True)
+    hints = units.hints(function)
     lines = [f"{name}({', '.join(flows)})    in {module}" if flows else f"{name}    in {module}", ""]
     lines += [f"  {line}".rstrip() for line in inspect.cleandoc(function.__doc__ or "no description").splitlines()]
     fixed = [key for key in parameters if key not in flows]
@@ -42,13 +46,10 @@ def _text(name: str, module: str, function: Callable) -> str:
         if default is not inspect.Parameter.empty:
             note = f" (default {units.written(default)})"
         else:
-            note = " (given by the run, if left out)" if key in PROVIDED else ""
-        kind = f"a {key}" if key in ROLES and not _is_value(hints[key]) else units.meaning(hints[key])
+            note = " (given by the run, if left out)" if key in given else ""
+        hint = hints.get(key, Any)
+        kind = f"a component of the role {key}" if key in ROLES and not units.holds_value(hint) else units.meaning(hint)
         lines.append(f"    {key:18} {kind}{note}")
     if (sense := units.sense(hints.get("return"))) is not None:
         lines += ["", f"  sense: larger is {'harder' if sense.harder else 'easier'}"]
     return "\n".join(lines)
-
-
-def _is_value(annotation: object) -> bool:
-    return units.plain(annotation) is not annotation

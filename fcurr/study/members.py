@@ -11,9 +11,10 @@ import itertools
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from fcurr.curriculum import random
 from fcurr.errors import BadInput
 from fcurr.study import units
-from fcurr.study.bind import Call, numbers, resolve
+from fcurr.study.bind import Call, numbers, resolve, spelled
 from fcurr.study.near import near
 from fcurr.types import Seed
 
@@ -66,6 +67,8 @@ def merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     merged = dict(config)
     for key, value in change.items():
         old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping):  # a component written by its bare name
+            old = {"fn": old}
         both = isinstance(value, Mapping) and isinstance(old, Mapping) and "fn" not in value
         merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
@@ -76,6 +79,8 @@ def _arms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     if not isinstance(arms, Mapping) or not arms:
         raise BadInput(f"{units.written(arms)} is not a table of arms, each a table of changes", "arms")
     for name, change in arms.items():
+        if not name and "arms" in config:
+            raise BadInput('an arm needs a name, not ""', "arms")
         if not isinstance(change, Mapping):
             raise BadInput(f"{units.written(change)} is not a table of changes", f"arms.{name}")
         for key in change:
@@ -85,7 +90,10 @@ def _arms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _axes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The product of all lists of [members]."""
-    lists = _flat(config.get("members", {}))
+    table = config.get("members", {})
+    lists = _flat(table)
+    for key in table:
+        _may_vary(key, f"members.{key}")
     for key, values in lists.items():
         _may_vary(key, f"members.{key}")
         if not isinstance(values, list) or not values:
@@ -129,7 +137,7 @@ def _member(
             key: resolve(table.get(key, default), key, f"curriculum.{key}", plugins)
             for key, default in CURRICULUM.items()
         }
-        if parts["order"].name != "random" and "score" not in config:
+        if parts["order"].function is not random and "score" not in config:
             raise BadInput(f"{parts['order'].name} ranks by a score: add a section [score]", "curriculum.order")
         return Member(
             arm=arm or parts["order"].name,
@@ -145,8 +153,9 @@ def _member(
 
 def _origin(where: str, arm: str, change: Mapping[str, Any], axes: dict[str, Any]) -> str:
     """The key that a wrong value was written under: in [members], in an arm, or where it is."""
-    if where in axes:
-        return f"members.{where}"
+    for key in axes:
+        if where == key or where.startswith(f"{key}."):
+            return f"members.{key}"
     table: Any = change
     for part in where.split("."):
         if not isinstance(table, Mapping) or part not in table:
@@ -173,6 +182,6 @@ def differing(members: list[Member]) -> dict[str, list[float]]:
 
 def _shape(call: Call) -> Any:
     """A call without its numbers."""
-    keep = {key: _shape(v) if isinstance(v, Call) else v for key, v in call.fixed.items()}
+    keep = {key: _shape(v) if isinstance(v, Call) else v for key, v in spelled(call).items()}
     drop = {key: None if isinstance(v, int | float) and not isinstance(v, bool) else v for key, v in keep.items()}
     return call.name, tuple(sorted(drop.items(), key=lambda item: item[0]))

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from fcurr import tree
+from fcurr.data.splits import Splits
 from fcurr.errors import BadInput
 from fcurr.study import units
-from fcurr.study.bind import Call, build, flowing
+from fcurr.study.bind import Call, build, flowing, guarded
 from fcurr.study.config import Experiment
-from fcurr.types import Batch, Dataset, Loss, Model, Params
+from fcurr.types import Batch, Dataset, Loss, Model, Optimizer, Params
 
 
 class Prepared(NamedTuple):
@@ -31,21 +32,27 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
     parts, seed = experiment.components, experiment.seed
     _finite(data)
     entries: dict[str, Any] = {"seed": seed, "classes": len(data.classes), "features": data.features}
-    split = build(parts["split"], entries)(data.y)
+    split = guarded(parts["split"], build(parts["split"], entries), data.y)
+    if not isinstance(split, Splits):
+        raise BadInput(f"{parts['split'].name} gives a {type(split).__name__}, not Splits", "split")
     for name, part in zip(split._fields, split, strict=True):
         if len(part) == 0:
             raise BadInput(f"of {len(data.y)} samples none is left to {_USE[name]}: the {name} split is empty", "split")
     ids = split.train
     if "imbalance" in parts:
-        ids = ids[build(parts["imbalance"], entries)(data.y[ids])]
+        ids = ids[guarded(parts["imbalance"], build(parts["imbalance"], entries), data.y[ids])]
     true = data.y[ids]
-    given = build(parts["noise"], entries)(true) if "noise" in parts else true
+    given = _noisy(parts["noise"], entries, true) if "noise" in parts else true
     model = build(parts["model"], entries)
     if not isinstance(model, Model):
         raise BadInput(f"{parts['model'].name} gives a {type(model).__name__}, not a Model", "model")
     entries |= {"model": model, "dataset_size": len(ids), "total_iterations": experiment.training.total_iterations}
-    entries |= {"data": data, "loss": build(parts["loss"], entries)}
-    _fits(model, entries["loss"], data)
+    entries["loss"] = build(parts["loss"], entries)
+    _fits(model, data)
+    _counts(parts["loss"], entries["loss"], model, data)
+    optimizer = build(parts["optimizer"], entries)
+    if not isinstance(optimizer, Optimizer):
+        raise BadInput(f"{parts['optimizer'].name} gives a {type(optimizer).__name__}, not an Optimizer", "optimizer")
     return Prepared(
         train=Dataset(data.x[ids], given, data.classes),
         true=true,
@@ -62,7 +69,7 @@ _USE = {"train": "train on", "validation": "choose by", "test": "judge by"}
 
 def harder(call: Call) -> bool:
     """Whether a score points to the harder samples; a score that does not say is BadInput."""
-    sense = units.sense(call.function.__annotations__.get("return"))
+    sense = units.sense(units.hints(call.function).get("return"))
     if sense is None:
         raise BadInput(
             f"{call.name} does not say which way it points: annotate its result Harder or Easier", call.where
@@ -81,15 +88,15 @@ def difficulty(experiment: Experiment, prepared: Prepared, fit: Callable[[Datase
     train = prepared.train
     score = build(call, {**prepared.entries, "fit": fit})
     if len(flowing(call.function)) == 1:
-        values = score(train)
+        values = guarded(call, score, train)
     else:
         seen = torch.ones(1, len(train.y), dtype=torch.bool)
+        params = tree.member(fit(train, seen), 0)
         with torch.no_grad():
-            values = score(tree.member(fit(train, seen), 0), train.take(torch.arange(len(train.y))))
-    if values.shape != train.y.shape:
-        raise BadInput(
-            f"{call.name} gives {list(values.shape)} for {len(train.y)} samples: one number each", call.where
-        )
+            values = guarded(call, score, params, train.take(torch.arange(len(train.y))))
+    if not isinstance(values, Tensor) or values.shape != train.y.shape:
+        what = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise BadInput(f"{call.name} gives {what} for {len(train.y)} samples: a tensor of one number each", call.where)
     if not bool(values.isfinite().all()):
         worst = int((~values.isfinite()).nonzero()[0])
         raise BadInput(f"{call.name} gives {float(values[worst])} for sample {int(prepared.id[worst])}", call.where)
@@ -107,19 +114,33 @@ def _finite(data: Dataset) -> None:
         )
 
 
-def _fits(model: Model, loss: Loss, data: Dataset) -> None:
-    """Whether the model takes the samples and has an output for every class, and the loss a number a sample."""
-    params, buffers = model.init(0)
-    count = min(2, len(data.y))
+def _noisy(call: Call, entries: dict[str, Any], true: Tensor) -> Tensor:
+    """The labels after noise, which must still be labels."""
+    given = guarded(call, build(call, entries), true)
+    whole = isinstance(given, Tensor) and given.shape == true.shape and given.dtype == true.dtype
+    if not whole or bool((given < 0).any()) or bool((given >= entries["classes"]).any()):
+        raise BadInput(f"{call.name} does not give a label in [0, {entries['classes']}) a sample, int64", call.where)
+    return given
+
+
+def _fits(model: Model, data: Dataset) -> None:
+    """Whether the model takes the samples and has an output for every class."""
     try:
+        params, buffers = model.init(0)
         with torch.no_grad():
-            outputs = model.apply({**params, **buffers}, data.x[:count])
-    except (RuntimeError, ValueError) as wrong:
-        first = str(wrong).splitlines()[0]
-        raise BadInput(f"the model does not take samples of shape {list(data.features)}: {first}", "model") from None
+            outputs = model.apply({**params, **buffers}, data.x[:2])
+    except Exception as wrong:  # a stranger's model may raise anything
+        first = (str(wrong).splitlines() or [type(wrong).__name__])[0]
+        raise BadInput(f"the model does not take samples of shape {list(data.features)}: {first}", "model") from wrong
     if outputs.ndim != 2 or outputs.shape[1] < len(data.classes):
         given = list(outputs.shape[1:])
         raise BadInput(f"the model has {given} outputs a sample, the labels have {len(data.classes)} classes", "model")
-    losses = loss(outputs, data.y[:count])
-    if losses.shape != (count,):
-        raise BadInput(f"the loss of {count} samples is {list(losses.shape)}: one number a sample is needed", "loss")
+
+
+def _counts(call: Call, loss: Loss, model: Model, data: Dataset) -> None:
+    """Whether the loss gives a number a sample."""
+    params, buffers = model.init(0)
+    with torch.no_grad():
+        losses = guarded(call, loss, model.apply({**params, **buffers}, data.x[:2]), data.y[:2])
+    if not isinstance(losses, Tensor) or losses.shape != data.y[:2].shape:
+        raise BadInput(f"{call.name} does not give one number a sample, unreduced", "loss")

@@ -9,7 +9,7 @@ from torch.func import vmap
 
 from fcurr import rng, sampler, training, tree
 from fcurr.errors import BadInput
-from fcurr.study.bind import Call, build, replaced
+from fcurr.study.bind import Call, build, guarded, replaced
 from fcurr.study.config import Experiment
 from fcurr.study.members import Member
 from fcurr.study.prepare import Prepared, harder
@@ -28,9 +28,8 @@ def plan(experiment: Experiment, prepared: Prepared) -> list[str]:
         steps = f"models trained for {experiment.fit.iterations:,} steps"
         lines.append(f"score {len(prepared.train.y):,} samples by {call.name}, {steps}")
     rows = lessons(experiment, prepared, None)
-    total, size, clock = settings.total_iterations, settings.batch_size, settings.clock
-    steps = int(sampler.steps(rows, total_iterations=total, batch_size=size, clock=clock).max())
-    lines.append(f"train {len(experiment.members)} members as one program of {steps:,} steps, batches of {size}")
+    longest, size = int(_steps(experiment, rows).max()), settings.batch_size
+    lines.append(f"train {len(experiment.members)} members as one program of {longest:,} steps, batches of {size}")
     lines.append(f"compare {', '.join(dict.fromkeys(member.arm for member in experiment.members))}")
     return lines
 
@@ -38,6 +37,8 @@ def plan(experiment: Experiment, prepared: Prepared) -> list[str]:
 def fit_program(experiment: Experiment, prepared: Prepared, data: Dataset, seen: Tensor) -> tuple[Program, Run]:
     """The program that trains the models that score, and its first run."""
     settings = experiment.fit
+    if not bool(seen.any(1).all()):
+        raise BadInput(f"of {len(data.y)} samples none is left to train a model of the score on", "score")
     entries = {**prepared.entries, "total_iterations": settings.iterations, "dataset_size": len(data.y)}
     optimizer = build(experiment.components["optimizer"], entries)
     method = training.gradient_descent(model=prepared.model, loss=entries["loss"], optimizer=optimizer)
@@ -57,27 +58,30 @@ def fit_program(experiment: Experiment, prepared: Prepared, data: Dataset, seen:
 def train_program(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -> tuple[Program, Run]:
     """The program that trains the members, and its first run."""
     settings, members = experiment.training, experiment.members
-    entries = prepared.entries
-    varying = {path: torch.tensor(values) for path, values in experiment.varying.items()}
+    rows = lessons(experiment, prepared, scores)
+    steps = _steps(experiment, rows)
+    varying = {path: torch.tensor(values) for path, values in experiment.varying.items()} | {"total_iterations": steps}
 
     def recipe(own: Params) -> tuple[Loss, Optimizer]:
         calls = {"loss": members[0].loss, "optimizer": members[0].optimizer}
+        entries = {**prepared.entries, "total_iterations": own["total_iterations"]}  # a schedule counts updates
         for path, value in own.items():
             role, _, inner = path.partition(".")
-            calls[role] = replaced(calls[role], inner, value)
+            if inner:
+                calls[role] = replaced(calls[role], inner, value)
         return build(calls["loss"], entries), build(calls["optimizer"], entries)
 
     def step(own: Params, state: TrainState, batch: Batch) -> TrainState:
         loss, optimizer = recipe(own)
         return training.train_step(state, batch, model=prepared.model, loss=loss, optimizer=optimizer)
 
-    optimizer = recipe({})[1]
+    optimizer = recipe({path: values[0] for path, values in varying.items()})[1]
     starts = {m.seed: training.train_start(m.seed, model=prepared.model, optimizer=optimizer) for m in members}
     program = Program(
         step=step,
         varying=varying,
         data=prepared.train,
-        lessons=lessons(experiment, prepared, scores),
+        lessons=rows,
         batch_size=settings.batch_size,
         clock=settings.clock,
         total_iterations=settings.total_iterations,
@@ -90,8 +94,19 @@ def _ready(program: Program, states: TrainState, compiled: bool) -> tuple[Progra
     run = training.begin(program, states)
     members = len(program.lessons.key)
     batch = program.data.take(torch.zeros(members, program.batch_size, dtype=torch.int64))
-    step = training.together(program.step, program.varying, states, batch, compiled=compiled)
+    try:
+        step = training.together(program.step, program.varying, states, batch, compiled=compiled)
+    except Exception as wrong:  # in a stranger's model, loss or schedule
+        first = (str(wrong).splitlines() or [""])[0]
+        raise BadInput(f"a training step fails: {type(wrong).__name__}: {first}", "training") from wrong
     return program._replace(step=step), run
+
+
+def _steps(experiment: Experiment, rows: sampler.Lessons) -> Tensor:
+    """[member] int64: the steps of each member."""
+    settings = experiment.training
+    total, size, clock = settings.total_iterations, settings.batch_size, settings.clock
+    return sampler.steps(rows, total_iterations=total, batch_size=size, clock=clock)
 
 
 def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -> sampler.Lessons:
@@ -102,8 +117,8 @@ def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -
     ranked = torch.zeros(len(prepared.train.y)) if scores is None else scores
     for member in experiment.members:
         own = member.curriculum
-        entries = {**prepared.entries, "seed": member.seed if own.order.name == "random" else experiment.seed}
-        order_key, pace_key = repr((own.order, own.sampling, entries["seed"])), repr(own.pace)
+        entries = {**prepared.entries, "seed": member.seed}
+        order_key, pace_key = repr((own.order, own.sampling, member.seed)), repr((own.pace, member.seed))
         if order_key not in orders:
             orders[order_key] = _order(member, entries, ranked, prepared.train.y)
         if pace_key not in sizes:
@@ -121,8 +136,9 @@ def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -
 
 def _order(member: Member, entries: Mapping[str, Any], scores: Tensor, y: Tensor) -> Tensor:
     own = member.curriculum
-    order = build(own.sampling, entries)(build(own.order, entries)(scores), y)
-    if not torch.equal(order.sort().values, torch.arange(len(y))):
+    order = guarded(own.order, build(own.order, entries), scores)
+    order = guarded(own.sampling, build(own.sampling, entries), order, y)
+    if not isinstance(order, Tensor) or not torch.equal(order.sort().values, torch.arange(len(y))):
         raise BadInput(f"{own.order.name} and {own.sampling.name} do not give every sample once", own.order.where)
     return order
 
@@ -131,10 +147,14 @@ def _sizes(call: Call, entries: Mapping[str, Any]) -> Tensor:
     """The sizes of a pace at every iteration; BadInput, with the first iteration, where it leaves its bounds."""
     pace: Pace = build(call, entries)
     total, whole = entries["total_iterations"], entries["dataset_size"]
+
+    def one(iteration: Tensor) -> Tensor:
+        return torch.as_tensor(pace((), iteration))
+
     try:
-        sizes = vmap(lambda iteration: torch.as_tensor(pace((), iteration)))(torch.arange(total + 1))
+        sizes = vmap(one)(torch.arange(total + 1))
     except Exception:  # it decides by Python's `if`, say: then one by one
-        sizes = torch.stack([_size(call, pace, iteration) for iteration in range(total + 1)])
+        sizes = torch.stack([guarded(call, one, torch.tensor(iteration)) for iteration in range(total + 1)])
     if sizes.dtype.is_floating_point or sizes.ndim != 1:
         raise BadInput(
             f"{call.name} gives {sizes.dtype} {list(sizes.shape[1:])}: a pace is one whole number", call.where
@@ -147,11 +167,3 @@ def _sizes(call: Call, entries: Mapping[str, Any]) -> Tensor:
             call.where,
         )
     return sizes.long()
-
-
-def _size(call: Call, pace: Pace, iteration: int) -> Tensor:
-    try:
-        return torch.as_tensor(pace((), torch.tensor(iteration)))
-    except Exception as wrong:  # a stranger's function may raise anything
-        said = f"{type(wrong).__name__}: {wrong}"
-        raise BadInput(f"{call.name} fails at iteration {iteration}: {said}", call.where) from wrong

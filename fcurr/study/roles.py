@@ -15,21 +15,27 @@ class Role(NamedTuple):
     module: str  # where short names are looked up
     flows: tuple[tuple[str, ...], ...]  # the positional parameters a function of this role may have
     answers: str  # the question it answers
+    given: frozenset[str]  # what the run gives by name to a function that asks for it
 
+
+_EARLY = frozenset({"seed"})
+_SHAPED = _EARLY | {"features", "classes"}
+_LONG = _SHAPED | {"dataset_size", "total_iterations"}
+_WHOLE = _LONG | {"model", "loss"}
 
 ROLES = {
-    "data": Role("fcurr.io.datasets", ((),), "which samples are there?"),
-    "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?"),
-    "noise": Role("fcurr.data.labels", (("y",),), "which labels are made wrong?"),
-    "imbalance": Role("fcurr.data.imbalance", (("y",),), "which classes are made rare?"),
-    "model": Role("fcurr.models", ((),), "what is trained?"),
-    "loss": Role("fcurr.losses", (("outputs", "y"),), "what is made small?"),
-    "optimizer": Role("fcurr.optim", ((),), "how do gradients move parameters?"),
-    "learning_rate": Role("fcurr.schedules", (("iteration",),), "how far, and when?"),
-    "score": Role("fcurr.scoring", (("params", "batch"), ("data",)), "how hard is a sample?"),
-    "order": Role("fcurr.curriculum", (("scores",),), "which samples first?"),
-    "sampling": Role("fcurr.curriculum", (("order", "y"),), "in which class balance?"),
-    "pace": Role("fcurr.pacing", (("state", "iteration"),), "how many are in play?"),
+    "data": Role("fcurr.io.datasets", ((),), "which samples are there?", _EARLY),
+    "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?", _SHAPED),
+    "noise": Role("fcurr.data.labels", (("y",),), "which labels are made wrong?", _SHAPED),
+    "imbalance": Role("fcurr.data.imbalance", (("y",),), "which classes are made rare?", _SHAPED),
+    "model": Role("fcurr.models", ((),), "what is trained?", _SHAPED),
+    "loss": Role("fcurr.losses", (("outputs", "y"),), "what is made small?", _LONG),
+    "optimizer": Role("fcurr.optim", ((),), "how do gradients move parameters?", _WHOLE),
+    "learning_rate": Role("fcurr.schedules", (("iteration",),), "how far, and when?", _WHOLE),
+    "score": Role("fcurr.scoring", (("params", "batch"), ("data",)), "how hard is a sample?", _WHOLE | {"fit"}),
+    "order": Role("fcurr.curriculum", (("scores",),), "which samples first?", _WHOLE),
+    "sampling": Role("fcurr.curriculum", (("order", "y"),), "in which class balance?", _WHOLE),
+    "pace": Role("fcurr.pacing", (("state", "iteration"),), "how many are in play?", _WHOLE),
 }
 
 

@@ -2,13 +2,13 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any, get_type_hints
+from collections.abc import Callable, Collection
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from fcurr.study import units
-from fcurr.study.bind import PROVIDED, flowing
+from fcurr.study.bind import flowing, required
 from fcurr.study.config import KEYS, NEEDED, RECORDS, ROLE_KEYS, Name
 from fcurr.study.members import CURRICULUM
 from fcurr.study.roles import ROLES, components
@@ -44,29 +44,27 @@ def schema() -> dict[str, Any]:
 
 def _role(role: str) -> dict[str, Any]:
     """A component's name, or a table with its `fn`; a module:function may take anything."""
-    found = components(role)
+    functions = {c.name: (getattr(importlib.import_module(c.module), c.name), c.summary) for c in components(role)}
+    given = ROLES[role].given
+    alone = {"enum": [name for name, (function, _) in functions.items() if given.issuperset(required(function))]}
     own = {"type": "string", "pattern": "^[^:]+:[^:]+$", "description": "your own module:function"}
-    tables = [
-        _table(getattr(importlib.import_module(c.module), c.name), {"fn": {"const": c.name}}, c.summary) for c in found
-    ]
+    tables = [_table(f, {"fn": {"const": name}}, summary, given) for name, (f, summary) in functions.items()]
     anything = {"type": "object", "required": ["fn"], "properties": {"fn": own}}
-    names = {"enum": [component.name for component in found]}
-    return {"description": ROLES[role].answers, "anyOf": [names, own, *tables, anything]}
+    return {"description": ROLES[role].answers, "anyOf": [alone, own, *tables, anything]}
 
 
-def _table(function: Callable, more: dict[str, Any], summary: str = "") -> dict[str, Any]:
-    parameters, flows = inspect.signature(function).parameters, flowing(function)
-    hints = get_type_hints(function, include_extras=True)
-    properties, required = dict(more), list(more)
-    for key in (key for key in parameters if key not in flows):
-        reference = {"$ref": f"#/$defs/{key}"} if key in ROLES else None
-        own = _value(hints[key]) if key not in ROLES or units.plain(hints[key]) is not hints[key] else None
+def _table(function: Callable, more: dict[str, Any], summary: str = "", given: Collection[str] = ()) -> dict[str, Any]:
+    parameters, flows, hints = inspect.signature(function).parameters, flowing(function), units.hints(function)
+    properties, needed = dict(more), list(more)
+    for key in (key for key in parameters if key not in flows and key != "model"):  # the model is the run's
+        reference = {"$ref": f"#/$defs/{key}"} if key in ROLES and units.holds_component(hints[key]) else None
+        own = None if reference and not units.holds_value(hints[key]) else _value(hints[key])
         properties[key] = {"anyOf": [reference, own]} if reference and own else reference or own
         if parameters[key].default is not inspect.Parameter.empty and own is not None:
             properties[key] = {**properties[key], "default": parameters[key].default}
-        elif parameters[key].default is inspect.Parameter.empty and key not in PROVIDED:
-            required.append(key)
-    table = {"type": "object", "additionalProperties": False, "required": required, "properties": properties}
+        elif parameters[key].default is inspect.Parameter.empty and key not in given:
+            needed.append(key)
+    table = {"type": "object", "additionalProperties": False, "required": needed, "properties": properties}
     return {**table, "description": summary} if summary else table
 
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -11,6 +12,7 @@ from fcurr.errors import BadInput
 from fcurr.types import Sense, Unit
 
 _BOUNDS = {Gt: ("gt", "greater than"), Ge: ("ge", "at least"), Lt: ("lt", "less than"), Le: ("le", "at most")}
+_MACHINE = 2**31
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -22,11 +24,32 @@ def plain(annotation: Any) -> Any:
     return annotation
 
 
-def meaning(annotation: Any) -> str:
-    """What a value of this type is: "a share of the data: a number, greater than 0, at most 1"."""
+def holds_value(annotation: Any) -> bool:
+    """Whether a config can write a value of this type, such as a number; a Model it can only name."""
+    annotation = plain(annotation)
+    return get_origin(annotation) is Annotated or annotation in _KINDS or get_origin(annotation) in (Literal, tuple)
+
+
+def holds_component(annotation: Any) -> bool:
+    """Whether a component can stand here, beside a value (`Rate | Schedule`) or alone."""
+    return plain(annotation) is not annotation or not holds_value(annotation)
+
+
+def hints(function: Callable) -> dict[str, Any]:
+    """The types of a function's parameters and result, whether written as types or as text."""
+    inner = function.func if isinstance(function, partial) else function
+    try:
+        return get_type_hints(inner, include_extras=True)
+    except Exception as wrong:  # a name that there is not, say
+        raise BadInput(f"the types of {inner.__name__} cannot be read: {wrong}") from wrong
+
+
+def meaning(annotation: Any, value: Any = None) -> str:
+    """What a value of this type is: "a share of the data: a number, greater than 0, at most 1". That a number has to
+    fit into a machine is said only of a value that does not."""
     annotation = plain(annotation)
     units = [note.meaning for note in _notes(annotation) if isinstance(note, Unit)]
-    limits = ", ".join(part for part in (_kind(annotation), *_limits(annotation)) if part)
+    limits = ", ".join(part for part in (_kind(annotation), *_limits(annotation, value)) if part)
     return f"{_article(units[0])} {units[0]}: {limits}" if units else limits
 
 
@@ -42,9 +65,11 @@ def checked(value: Any, annotation: Any, where: str) -> Any:
     annotation = plain(annotation)
     try:
         config = ConfigDict(strict=True, allow_inf_nan=False)
-        return TypeAdapter(annotation, config=config).validate_json(json.dumps(value, default=str))
+        return TypeAdapter(annotation, config=config).validate_json(
+            json.dumps(value, default=lambda date: {"": str(date)})
+        )
     except ValidationError:
-        raise BadInput(f"{written(value)} is not {meaning(annotation)}", where) from None
+        raise BadInput(f"{written(value)} is not {meaning(annotation, value)}", where) from None
 
 
 def written(value: Any) -> str:
@@ -65,12 +90,16 @@ def _kind(annotation: Any) -> str:
         return "one of " + ", ".join(json.dumps(choice) for choice in get_args(bare))
     if get_origin(bare) is Callable:
         return "a function, which a config cannot hold: write your own module:function that gives the whole"
+    if bare is Any:
+        return "a value"
     return _KINDS.get(bare, getattr(bare, "__name__", str(bare)))
 
 
-def _limits(annotation: Any) -> list[str]:
-    found = [(note, *_BOUNDS[type(note)]) for note in _notes(annotation) if type(note) in _BOUNDS]
-    return [f"{words} {getattr(note, field)}" for note, field, words in found]
+def _limits(annotation: Any, value: Any) -> list[str]:
+    large = isinstance(value, int | float) and value >= _MACHINE
+    notes = [(_BOUNDS[type(note)], note) for note in _notes(annotation) if type(note) in _BOUNDS]
+    found = [(words, getattr(note, field)) for (field, words), note in notes]
+    return [f"{words} {bound}" for words, bound in found if large or bound < _MACHINE]
 
 
 def _article(noun: str) -> str:
