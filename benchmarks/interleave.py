@@ -47,7 +47,7 @@ def show(title: str, found: dict[str, tuple[float, float, float]]) -> None:
     print(f"\n{title}\n")
     print("| candidate | time, median (quartiles) | throughput |\n|---|---|---|")
     for name, (middle, low, high) in found.items():
-        print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {1 / middle:.2f} |")
+        print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {1 / middle:.3g} |")
 
 
 def network() -> nn.Sequential:
