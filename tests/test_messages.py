@@ -1,10 +1,12 @@
 """What bad input gets: one line that says where, what was given and what would be right; exit 2; nothing written."""
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 from small import CONFIG, contents, fcurr, process, written
 
 from fcurr.io import store
@@ -363,18 +365,29 @@ def test_a_folder_that_is_no_runs_is_refused_and_untouched(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    config = copy.deepcopy(CONFIG) | {"arms": {"a": {}, "b": {"optimizer": {"learning_rate": 1e38}}}}
+    """A weight decay of 1000 at a rate of 0.1 multiplies the weights by -99 a step."""
+    config = copy.deepcopy(CONFIG) | {"arms": {"a": {}, "b": {"optimizer": {"weight_decay": 1000.0}}}}
     config["training"]["save_every"] = 1
-    config["fit"]["iterations"] = 3
     config["score"] = {"fn": "entropy"}
     result = fcurr("run", written(tmp_path, config), "--out", tmp_path / "runs")
     folder = tmp_path / "runs/small"
     assert result.exit_code == 3 and "Traceback" not in result.stderr
     said = result.stderr.splitlines()[-1]
-    assert said.startswith("fcurr: the loss is ") and " in b, seed = 0; b, seed = 1; " in said and " at step " in said
-    assert f"the last good checkpoint is {folder / store.CHECKPOINT}" in said
-    assert np.isfinite([row["loss"] for row in store.metrics(folder)]).all()
+    found = re.match(
+        r"fcurr: the (.+) became (nan|inf|-inf) at step (\d+) in b, seed = 0; b, seed = 1; the last ", said
+    )
+    assert found and f"the last good checkpoint is {folder / store.CHECKPOINT}; " in said
+    tensors = safetensors.torch.load_file(folder / store.CHECKPOINT)
+    assert int(tensors["state.run.iteration"]) == int(found[3]) - 1
+    assert all(leaf.isfinite().all() for name, leaf in tensors.items() if ".params" in name)
     assert '"diverged"' in (folder / store.STATUS).read_text()
+
+
+def test_a_run_that_diverges_at_once_says_that_there_is_no_checkpoint(tmp_path):
+    config = copy.deepcopy(CONFIG) | {"optimizer": {"fn": "sgd", "learning_rate": 1e38}, "arms": {"a": {}}}
+    del config["score"], config["curriculum"]
+    result = fcurr("run", written(tmp_path, config), "--out", tmp_path / "runs")
+    assert result.exit_code == 3 and "in a, seed = 0; a, seed = 1; no checkpoint had been written yet" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", ".", "..", "a/b", "a\\b", "a\0b"])

@@ -41,6 +41,16 @@ class Diverged(Halt):
     """A loss is not a number any more."""
 
 
+class Watch(NamedTuple):
+    """How a program is watched."""
+
+    label: str
+    names: list[str]  # of the members, in messages
+    file: Path  # where its checkpoint is
+    save_every: int
+    asked: Callable[[], int]  # the signal that has come, or 0
+
+
 class Outcome(NamedTuple):
     experiment: Experiment
     prepared: Prepared
@@ -109,10 +119,11 @@ def _scores(experiment: Experiment, prepared: Prepared, folder: Path, asked: Cal
 
     def fit(data: Dataset, seen: Tensor) -> Params:
         program, run = fit_program(experiment, prepared, data, seen)
-        label = f"scoring ({len(seen)} models)"
         names = [f"model {member} of the score" for member in range(len(seen))]
-        file = folder / store.SCORING
-        journey = _travel(program, Journey(run, ()), file, experiment.training.save_every, label, asked, names)
+        watch = Watch(
+            f"scoring ({len(seen)} models)", names, folder / store.SCORING, experiment.training.save_every, asked
+        )
+        journey = _travel(program, _where(Journey(run, ()), watch.file), watch)
         return training.variables(journey.run.train)
 
     scores = difficulty(experiment, prepared, fit)
@@ -128,12 +139,11 @@ def _train(
 ) -> Record:
     program, run = train_program(experiment, prepared, scores)
     members, settings = experiment.members, experiment.training
-    last = training.length(program)
-    limits = training.lengths(program)
-    start = Journey(run, observe.blank(training.variables(run.train), len(members)))
-    file = folder / store.CHECKPOINT
-    done = int(checkpoint.load(file, start).run.iteration) if file.exists() else 0
-    store.rewrite_metrics(folder, store.metrics(folder, until=done))
+    limits, last = training.lengths(program), training.length(program)
+    names = [f"{m.arm}{''.join(f', {key} = {value}' for key, value in m.axes.items())}" for m in members]
+    watch = Watch(f"training ({len(members)} members)", names, folder / store.CHECKPOINT, settings.save_every, asked)
+    start = _where(Journey(run, observe.blank(training.variables(run.train), len(members))), watch.file)
+    store.rewrite_metrics(folder, store.metrics(folder, until=int(start.run.iteration)))
 
     def look(journey: Journey) -> Journey:
         run, record = journey
@@ -148,53 +158,52 @@ def _train(
             record = observe.evaluated(record, at, variables, validation, test)
         return Journey(run, record)
 
-    names = [f"{m.arm}{''.join(f', {key} = {value}' for key, value in m.axes.items())}" for m in members]
-    label = f"training ({len(members)} members)"
-    journey = _travel(program, start, file, settings.save_every, label, asked, names, look)
+    journey = _travel(program, start, watch, look)
     assert isinstance(journey.record, Record)
     return journey.record
 
 
+def _where(start: Journey, file: Path) -> Journey:
+    """Where the checkpoint stands, or the start."""
+    return checkpoint.load(file, start) if file.exists() else start
+
+
 def _travel(
-    program: Program,
-    journey: Journey,
-    file: Path,
-    save_every: int,
-    label: str,
-    asked: Callable[[], int],
-    names: list[str],
-    look: Callable[[Journey], Journey] = lambda journey: journey,
+    program: Program, journey: Journey, watch: Watch, look: Callable[[Journey], Journey] = lambda journey: journey
 ) -> Journey:
-    """The fold over a program, watched: it shows how far it is, saves, stops when asked, and refuses to go on from a
-    loss that is not finite."""
-    if file.exists():
-        journey = checkpoint.load(file, journey)
+    """The fold over a program, watched: it shows how far it is, saves, stops when asked, and refuses to go on from, or
+    to save, what is not finite."""
     last, done = training.length(program), int(journey.run.iteration)
     if done >= last:
         return journey
-    with progress.bar(label, last, done) as tick:
+    with progress.bar(watch.label, last, done) as tick:
         for run in training.proceed(program, journey.run):
-            if not bool(run.train.loss.isfinite().all()):
-                _diverged(run, names, file)
+            _finite("loss", run.train.loss, run, watch)
             journey = look(Journey(run, journey.record))
             done += 1
             tick(1)
-            stop = asked()
-            if stop or done % save_every == 0 or done == last:
-                checkpoint.save(file, journey, iteration=done)
+            stop = watch.asked()
+            if stop or done % watch.save_every == 0 or done == last:
+                for name, leaf in run.train.params.items():
+                    _finite(f"parameter {name}", leaf, run, watch)
+                checkpoint.save(watch.file, journey, iteration=done)
             if stop and done < last:
                 raise Stopped(stop, done, last)
     return journey
 
 
-def _diverged(run: Run, names: list[str], file: Path) -> None:
-    wrong = (~run.train.loss.isfinite()).nonzero().flatten().tolist()
-    which = "; ".join(names[member] for member in wrong[:3]) + (
-        f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    )
-    kept = f"the last good checkpoint is {file}" if file.exists() else "no checkpoint had been written yet"
-    what = f"the loss is {float(run.train.loss[wrong[0]])} at step {int(run.iteration)} in {which}"
-    raise Diverged(f"{what}; {kept}; a smaller learning rate or clipping may help")
+def _finite(what: str, values: Tensor, run: Run, watch: Watch) -> None:
+    """Diverged, naming step and members, unless every number [member, ...] is finite."""
+    if bool(values.isfinite().all()):
+        return
+    bad = ~values.reshape(len(values), -1).isfinite()
+    wrong = bad.any(1).nonzero().flatten().tolist()
+    value = float(values.reshape(len(values), -1)[wrong[0]][bad[wrong[0]]][0])
+    which = "; ".join(watch.names[member] for member in wrong[:3])
+    which += f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    kept = f"the last good checkpoint is {watch.file}" if watch.file.exists() else "no checkpoint had been written yet"
+    said = f"the {what} became {value} at step {int(run.iteration)} in {which}"
+    raise Diverged(f"{said}; {kept}; a smaller learning rate or clipping may help")
 
 
 def _rows(
