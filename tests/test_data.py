@@ -134,3 +134,14 @@ def test_a_long_tail_keeps_every_sample_of_a_class_equally_often():
         counts[imbalance.long_tail(y, ratio=4.0, classes=2, seed=seed)] += 1
     assert counts[y == 0].tolist() == [600] * 20 and counts[y == 1].sum() == 600 * 5
     assert chisquare(counts[y == 1].tolist()).pvalue > 1e-4
+
+
+@every_noise
+def test_labels_of_one_class_cannot_be_made_wrong(noisy):
+    with pytest.raises(ValueError, match="labels of 1 class cannot be wrong"):
+        noisy(torch.zeros(5, dtype=torch.int64), share=0.2, classes=1, seed=0)
+
+
+def test_a_long_tail_of_a_class_without_samples_is_refused():
+    with pytest.raises(ValueError, match="class 1 has no samples"):
+        imbalance.long_tail(torch.tensor([0, 0, 2]), ratio=2.0, classes=3, seed=0)

@@ -88,7 +88,7 @@ def test_every_score_points_the_way_it_says():
         assert harder.item() == (score.__annotations__["return"] is Harder)
 
 
-masks = st.tuples(st.integers(1, 40), st.integers(2, 6), st.integers(1, 3), seeds)
+masks = st.tuples(st.integers(6, 40), st.integers(2, 6), st.integers(1, 3), seeds)
 
 
 @given(masks)
@@ -99,6 +99,11 @@ def test_folds_hold_every_sample_out_once_a_repeat_and_differ_by_one_at_the_most
     for repeat in masks.split(folds):
         assert (repeat.sum(0) == 1).all()
         assert repeat.sum(1).max() - repeat.sum(1).min() <= 1
+
+
+def test_more_folds_than_samples_are_refused():
+    with pytest.raises(ValueError, match="4 folds are more than the 3 samples there are"):
+        ensembles.fold_masks(3, folds=4, repeats=1, seed=0)
 
 
 def test_repeats_cut_folds_anew_and_a_seed_cuts_them_again():
