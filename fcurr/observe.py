@@ -13,7 +13,7 @@ class Record(NamedTuple):
     """What is remembered of a run beside its state, for each member."""
 
     loss: Tensor  # [member] float64, sum of the batches' losses since the last evaluation
-    batches: Tensor  # [] int64, how many they were
+    batches: Tensor  # [member] int64, how many they were
     validation: Tensor  # [member] int64, right answers at the best evaluation; -1 before the first
     test: Tensor  # [member] int64, right answers on the test set at that evaluation
     iteration: Tensor  # [member] int64, when it was
@@ -24,7 +24,7 @@ def blank(variables: Params, members: int) -> Record:
     """Nothing seen yet."""
     return Record(
         loss=torch.zeros(members, dtype=torch.float64),
-        batches=torch.zeros((), dtype=torch.int64),
+        batches=torch.zeros(members, dtype=torch.int64),
         validation=torch.full((members,), -1),
         test=torch.zeros(members, dtype=torch.int64),
         iteration=torch.zeros(members, dtype=torch.int64),
@@ -32,9 +32,9 @@ def blank(variables: Params, members: int) -> Record:
     )
 
 
-def stepped(record: Record, loss: Tensor) -> Record:
-    """After a step with these losses [member]."""
-    return record._replace(loss=record.loss + loss, batches=record.batches + 1)
+def stepped(record: Record, loss: Tensor, active: Tensor) -> Record:
+    """After a step with these losses [member] of the members that are active [member] bool."""
+    return record._replace(loss=record.loss + torch.where(active, loss, 0.0), batches=record.batches + active)
 
 
 def evaluated(record: Record, iteration: Tensor, variables: Params, validation: Tensor, test: Tensor) -> Record:

@@ -206,6 +206,8 @@ def test_faults_in_data_are_named_before_anything_is_trained(tmp_path):
     broken.write_bytes(b"PK not an archive")
     np.savez(holed, x=np.where(np.arange(150).reshape(50, 3) == 7, np.nan, x), y=y)
     text.write_text("a,b,label\n1,2,x\n3,four,y\n")
+    gap = tmp_path / "gap.csv"
+    gap.write_text("a,label\n1,x\n2,\n3,y\n")
     cases = [
         ({"fn": "npz", "path": f"{tmp_path}/no.npz"}, "data.path: there is no file ~/no.npz"),
         (
@@ -224,6 +226,10 @@ def test_faults_in_data_are_named_before_anything_is_trained(tmp_path):
         (
             {"fn": "csv", "path": str(text), "label": "c"},
             "data.label: ~/text.csv has no column `c`; it has a, b, label",
+        ),
+        (
+            {"fn": "csv", "path": str(gap)},
+            "data.path: ~/gap.csv: column `label` has no value in row 2 after the header",
         ),
         ({"fn": "parquet", "path": str(text)}, "data.path: ~/text.csv is not a readable parquet table: "),
     ]
@@ -245,6 +251,8 @@ def broken(state, iteration, *, dataset_size):
     raise RuntimeError("no idea")
 def soft(state, iteration, *, dataset_size):
     return torch.as_tensor(iteration) * 0 + 0.5
+def nothing(state, iteration, *, dataset_size):
+    pass
 def swapped(iteration, *, dataset_size):
     return dataset_size
 def unsure(params, batch, *, model):
@@ -273,6 +281,8 @@ def few(*, features):
         ),
         ("pace", "wildd", "curriculum.pace.fn: bad has no function `wildd` (did you mean `wild`?)"),
         ("score", "unsure", "score: bad:unsure does not say which way it points: annotate its result Harder or Easier"),
+        ("pace", "nothing", "curriculum.pace: bad:nothing gives None: a pace is one whole number"),
+        ("score", "short", "score: bad:short gives [3] for 4 samples: a tensor of one number each"),
         ("model", "few", "model: the model has [5] outputs a sample, the labels have 10 classes"),
     ],
 )
@@ -287,14 +297,8 @@ def test_a_fault_in_a_persons_own_function_is_named_before_anything_is_trained(s
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere", "score: bad:nowhere gives inf for sample "),
-        ("short", "score: bad:short gives [3] for 1437 samples: a tensor of one number each"),
-    ],
-)
-def test_a_score_that_is_none_is_named_and_leaves_a_folder_that_can_be_used_again(name, message, tmp_path):
+def test_a_score_that_is_not_finite_is_named_and_leaves_a_folder_that_can_be_used_again(tmp_path):
+    name, message = "nowhere", "score: bad:nowhere gives inf for sample "
     (tmp_path / "bad.py").write_text(PLUGIN)
     path = written(tmp_path, copy.deepcopy(CONFIG) | {"score": {"fn": f"bad:{name}"}})
     result = process("run", path, "--plugin", "bad", "--out", tmp_path / "runs")
@@ -453,7 +457,7 @@ def test_no_text_of_a_config_gives_a_traceback(text, tmp_path):
     assert result.exit_code == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("fcurr: ")
 
 
-@pytest.mark.parametrize("plugin", ["no_such", "no.such", "..", "./x", ""])
+@pytest.mark.parametrize("plugin", ["no_such", "no.such", "..", "./x", "", "small.toml"])
 def test_a_plugin_that_is_not_there_is_named(plugin, tmp_path):
     result = fcurr("check", written(tmp_path), "--plugin", plugin)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)

@@ -32,12 +32,12 @@ def test_the_record_keeps_the_first_of_the_best_evaluations_of_every_member(scor
 
 def test_the_mean_loss_begins_anew_at_an_evaluation():
     record = observe.blank(_params(0.0), 2)
-    for loss in ([1.0, 2.0], [3.0, 4.0]):
-        record = observe.stepped(record, torch.tensor(loss))
-    assert (record.loss / record.batches).tolist() == [2.0, 3.0]
+    for loss, active in (([1.0, 2.0], [True, True]), ([3.0, 4.0], [True, False])):
+        record = observe.stepped(record, torch.tensor(loss), torch.tensor(active))
+    assert (record.loss / record.batches).tolist() == [2.0, 2.0]  # the second member had finished after one step
     zero = torch.zeros(2, dtype=torch.int64)
     record = observe.evaluated(record, torch.tensor(2), _params(0.0), zero, zero)
-    assert int(record.batches) == 0 and record.loss.tolist() == [0.0, 0.0]
+    assert record.batches.tolist() == [0, 0] and record.loss.tolist() == [0.0, 0.0]
 
 
 def test_a_record_does_not_share_memory_with_the_state_it_was_made_from():

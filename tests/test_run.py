@@ -358,3 +358,26 @@ def test_what_is_left_of_a_run_that_was_being_thrown_away_is_not_taken_for_anoth
     (tmp_path / "other").mkdir()
     assert _run(tmp_path / "other", config).exit_code == 0
     _same(folder, tmp_path / "other/runs/small")
+
+
+def test_check_says_of_a_folder_with_another_run_that_the_config_is_right_and_would_not_begin(straight):
+    folder = straight[0]
+    result = fcurr("check", written(folder.parent.parent), "seed=5", "--out", folder.parent)
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0 and lines[0].endswith(" is right. It would")
+    assert lines[-1].startswith(f"  not begin: {folder} holds a run with seed = 0, not 5; ")
+
+
+def test_a_member_that_has_finished_reports_no_loss_that_is_not_its_own(tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["training"] |= {"clock": "epoch", "total_iterations": 2, "batch_size": 64, "evaluate_every": 10}
+    assert _run(tmp_path, config).exit_code == 0
+    alone = config | {"arms": {"easy_first": {}}}
+    (tmp_path / "alone").mkdir()
+    assert _run(tmp_path / "alone", alone).exit_code == 0
+    both, one = store.metrics(tmp_path / "runs/small"), store.metrics(tmp_path / "alone/runs/small")
+    easy = [row for row in both if row["arm"] == "easy_first" and row["seed"] == 0]
+    steps = -(-(287 + 1437) // 64)
+    assert [row["loss"] is None for row in easy] == [row["iteration"] - 10 >= steps for row in easy[:-1]] + [True]
+    own = [row["loss"] for row in one if row["seed"] == 0]
+    assert [row["loss"] for row in easy if row["loss"] is not None] == pytest.approx(own, rel=1e-4)

@@ -44,8 +44,9 @@ def run(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Path,
 
         table, source = configs.load(config, changes, plugins)
         try:
+            hashes = configs.hashes(plugins)
             experiment = configs.read(table, plugins)
-            execute(experiment, out / experiment.name, configs.hashes(plugins), fresh=fresh)
+            execute(experiment, out / experiment.name, hashes, fresh=fresh)
         except Stopped as stop:
             raise fail(f"{stop}; nothing is lost{again}", 128 + stop.signal) from None
         except Diverged as wrong:
@@ -63,7 +64,9 @@ def show(folder: Path) -> None:
     width = max(len("arm"), *(len(row["arm"]) for row in found["table"]))
     print(f"{'test accuracy, %':{width}}  {'last':>14}  {'best on validation':>18}  seeds")
     for row in found["table"]:
-        last, best = (f"{100 * row[f'{k}_mean']:.1f} ± {100 * row[f'{k}_std']:.1f}" for k in ("last", "best"))
+        last, best = (f"{100 * row[f'{k}_mean']:.1f}" for k in ("last", "best"))
+        if row["seeds"] > 1:
+            last, best = f"{last} ± {100 * row['last_std']:.1f}", f"{best} ± {100 * row['best_std']:.1f}"
         print(f"{row['arm']:{width}}  {last:>14}  {best:>18}  {row['seeds']:>5}")
     for name, fact in found["facts"].items():
         print(f"{name}: {fact}")
@@ -77,8 +80,9 @@ def check(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Pat
 
         table, source = configs.load(config, changes, plugins)
         try:
+            hashes = configs.hashes(plugins)
             experiment = configs.read(table, plugins)
-            lines = preview(experiment, out / experiment.name, configs.hashes(plugins))
+            lines = preview(experiment, out / experiment.name, hashes)
         except configs.BadInput as wrong:
             raise configs.located(wrong, source) from None
         print(f"{config} is right. It would")

@@ -61,8 +61,9 @@ def _table(path: str, label: str, kind: str) -> Dataset:
         from pyarrow import types
     except ImportError:
         raise BadInput('tables are read by pyarrow: pip install "fcurr[data]"') from None
+    empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)  # a text that is not there is no label
     try:
-        table = pyarrow.csv.read_csv(path) if kind == "csv" else pyarrow.parquet.read_table(path)
+        table = pyarrow.csv.read_csv(path, convert_options=empty) if kind == "csv" else pyarrow.parquet.read_table(path)
     except Exception as wrong:
         first = (str(wrong).splitlines() or [type(wrong).__name__])[0]
         raise BadInput(f"{path} is not a readable {kind} table: {first}", "path") from None
@@ -75,8 +76,8 @@ def _table(path: str, label: str, kind: str) -> Dataset:
         if name == label:
             continue
         if table[name].null_count:
-            row = table[name].is_null().to_pylist().index(True)
-            raise BadInput(f"{path}: column `{name}` has no value in row {row}", "path")
+            row = table[name].is_null().to_pylist().index(True) + 1
+            raise BadInput(f"{path}: column `{name}` has no value in row {row} after the header", "path")
         kind = table[name].type
         if not any(is_kind(kind) for is_kind in (types.is_integer, types.is_floating, types.is_boolean)):
             raise BadInput(f"{path}: column `{name}` is {kind}, not numbers", "path")
@@ -84,7 +85,8 @@ def _table(path: str, label: str, kind: str) -> Dataset:
     if not columns:
         raise BadInput(f"{path} has no column beside `{label}`", "path")
     if table[label].null_count:
-        raise BadInput(f"{path}: column `{label}` has rows without a value", "path")
+        row = table[label].is_null().to_pylist().index(True) + 1
+        raise BadInput(f"{path}: column `{label}` has no value in row {row} after the header", "path")
     return _dataset(np.stack(columns, axis=1), np.asarray(table[label].to_pylist()))
 
 

@@ -36,7 +36,10 @@ def preview(experiment: Experiment, folder: Path, plugins: dict[str, str]) -> li
     """What `execute` would do, a line each."""
     prepared = runner.load(experiment)
     lines = plan(experiment, prepared)
-    there = runner.holds(folder, experiment, prepared, plugins)
+    try:
+        there = runner.holds(folder, experiment, prepared, plugins)
+    except BadInput as other:
+        return [*lines, f"not begin: {other}"]
     return [*lines, f"{('show' if store.finished(folder) else 'continue') if there else 'write'} {folder}"]
 
 

@@ -148,7 +148,7 @@ def _train(
     def look(journey: Journey) -> Journey:
         run, record = journey
         assert isinstance(record, Record)
-        record = observe.stepped(record, run.train.loss)
+        record = observe.stepped(record, run.train.loss, run.iteration <= limits)
         if int(run.iteration) % settings.evaluate_every == 0 or int(run.iteration) == last:
             variables = training.variables(run.train)
             validation = training.correct(variables, prepared.validation, model=prepared.model)
@@ -209,7 +209,7 @@ def _finite(what: str, values: Tensor, run: Run, watch: Watch) -> None:
 def _rows(
     experiment: Experiment, prepared: Prepared, run: Run, record: Record, validation: Tensor, test: Tensor
 ) -> list[dict[str, Any]]:
-    """A line of metrics a member; a number that is not finite is null."""
+    """A line of metrics a member; the loss of a member that had finished before is null."""
     loss = (record.loss / record.batches).tolist()
     return [
         {

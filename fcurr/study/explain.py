@@ -52,4 +52,6 @@ def _text(name: str, module: str, function: Callable, given: Collection[str]) ->
         lines.append(f"    {key:18} {kind}{note}")
     if (sense := units.sense(hints.get("return"))) is not None:
         lines += ["", f"  sense: larger is {'harder' if sense.harder else 'easier'}"]
+    if module.startswith("fcurr.") and (words := inspect.getdoc(importlib.import_module(module))):
+        lines += ["", f"  {module} says", "", *(f"    {line}".rstrip() for line in words.splitlines())]
     return "\n".join(lines)

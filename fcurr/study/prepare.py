@@ -77,6 +77,23 @@ def harder(call: Call) -> bool:
     return sense.harder
 
 
+def tried(call: Call, prepared: Prepared) -> None:
+    """BadInput where a score has no sense, or does not give one number a sample for a model that is not yet trained."""
+    harder(call)
+    if len(flowing(call.function)) == 2:
+        params, buffers = prepared.model.init(0)
+        few = prepared.train.take(torch.arange(min(4, len(prepared.train.y))))
+        with torch.no_grad():
+            values = guarded(call, build(call, prepared.entries), {**params, **buffers}, few)
+        _one_each(call, values, len(few.y))
+
+
+def _one_each(call: Call, values: Any, samples: int) -> None:
+    if not isinstance(values, Tensor) or values.shape != (samples,):
+        what = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise BadInput(f"{call.name} gives {what} for {samples} samples: a tensor of one number each", call.where)
+
+
 def difficulty(experiment: Experiment, prepared: Prepared, fit: Callable[[Dataset, Tensor], Params]) -> Tensor:
     """[train] float64, larger is harder: the experiment's score of every training sample.
 
@@ -94,9 +111,7 @@ def difficulty(experiment: Experiment, prepared: Prepared, fit: Callable[[Datase
         params = tree.member(fit(train, seen), 0)
         with torch.no_grad():
             values = guarded(call, score, params, train.take(torch.arange(len(train.y))))
-    if not isinstance(values, Tensor) or values.shape != train.y.shape:
-        what = list(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise BadInput(f"{call.name} gives {what} for {len(train.y)} samples: a tensor of one number each", call.where)
+    _one_each(call, values, len(train.y))
     if not bool(values.isfinite().all()):
         worst = int((~values.isfinite()).nonzero()[0])
         raise BadInput(f"{call.name} gives {float(values[worst])} for sample {int(prepared.id[worst])}", call.where)

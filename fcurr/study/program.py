@@ -12,7 +12,7 @@ from fcurr.errors import BadInput
 from fcurr.study.bind import Call, build, guarded, replaced
 from fcurr.study.config import Experiment
 from fcurr.study.members import Member
-from fcurr.study.prepare import Prepared, harder
+from fcurr.study.prepare import Prepared, tried
 from fcurr.training import Program, Run, TrainState
 from fcurr.types import Batch, Dataset, Loss, Optimizer, Pace, Params
 
@@ -24,7 +24,7 @@ def plan(experiment: Experiment, prepared: Prepared) -> list[str]:
     lines, settings = [], experiment.training
     if "score" in experiment.components:
         call = experiment.components["score"]
-        harder(call)
+        tried(call, prepared)
         steps = f"models trained for {experiment.fit.iterations:,} steps"
         lines.append(f"score {len(prepared.train.y):,} samples by {call.name}, {steps}")
     rows = lessons(experiment, prepared, None)
@@ -149,7 +149,10 @@ def _sizes(call: Call, entries: Mapping[str, Any]) -> Tensor:
     total, whole = entries["total_iterations"], entries["dataset_size"]
 
     def one(iteration: Tensor) -> Tensor:
-        return torch.as_tensor(pace((), iteration))
+        size = pace((), iteration)
+        if not isinstance(size, Tensor | int):
+            raise BadInput(f"{call.name} gives {size!r}: a pace is one whole number")
+        return torch.as_tensor(size)
 
     try:
         sizes = vmap(one)(torch.arange(total + 1))
