@@ -14,7 +14,7 @@ ROUNDS, SLICE = 41, 0.04  # rounds of all candidates; seconds a candidate is rep
 
 
 def quiet() -> None:
-    """One thread, and memory kept by the process, for all candidates alike."""
+    """One thread, and freed memory kept by the process, for all candidates alike."""
     torch.set_num_threads(1)
     allocator.keep()
 

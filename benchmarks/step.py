@@ -3,7 +3,7 @@
 import torch
 from interleave import imperative, quiet, ratios, show
 
-from fcurr import losses, models, optim, training, tree
+from fcurr import autodiff, losses, models, optim, training, tree
 from fcurr.types import Batch, Optimizer
 
 RATE = 1e-4  # so small that nothing underflows however long it is repeated
@@ -15,6 +15,19 @@ def folding(step, state, batch):
 
     def go():
         held[0] = step(held[0], batch)
+
+    return go
+
+
+def by_func(step):
+    """The same step, its gradient taken by torch.func as under a transform."""
+
+    def go(state, batch):
+        own, autodiff._transformed = autodiff._transformed, lambda params: True
+        try:
+            return step(state, batch)
+        finally:
+            autodiff._transformed = own
 
     return go
 
@@ -41,6 +54,7 @@ def main() -> None:
                 batch.x, batch.y, 1, torch.optim.SGD, lr=RATE, momentum=0.9
             ),
             "fcurr train_step": folding(plain.step, start, batch),
+            "fcurr train_step, its gradient by torch.func": folding(by_func(plain.step), start, batch),
             "fcurr train_step, traced": folding(traced, start, batch),
         }
     )

@@ -11,7 +11,7 @@ def cross_entropy(outputs: Tensor, y: Tensor, *, smoothing: Part = 0.0) -> Tenso
 
     outputs [batch, class], y [batch] int64. Szegedy et al. (2016), section 7, for smoothing.
     """
-    logs = F.log_softmax(outputs.transpose(-1, -2), dim=-2)  # [class, batch]: a short last axis is 10 times slower
+    logs = F.log_softmax(outputs.transpose(-1, -2), dim=-2)  # [class, batch]: over a short last axis it is slow
     truth = -logs.gather(-2, y.unsqueeze(-2)).squeeze(-2)
     if not isinstance(smoothing, Tensor) and smoothing == 0:
         return truth

@@ -149,3 +149,12 @@ def test_nothing_random_touches_the_global_generator_of_torch():
     before = torch.random.get_rng_state()
     rng.shuffle(torch.arange(10), 10, rng.fold(1, 2)), rng.uniform(3, 4), torch.rand(3, generator=rng.generator(5))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_five_rounds_of_a_shuffle_are_too_few_and_the_rounds_it_has_are_not():
+    """Why ROUNDS is 8: after five, the 720 permutations of six are visibly not equally frequent."""
+    key, powers = rng.fold(3, torch.arange(MANY)).unsqueeze(1), 6 ** torch.arange(6)
+    for rounds, enough in ((5, False), (rng.ROUNDS, True)):
+        found = (rng.shuffle(torch.arange(6), 6, key, rounds) * powers).sum(1)
+        counts = found.unique(return_counts=True)[1].tolist()
+        assert (chisquare(counts + [0] * (720 - len(counts))).pvalue > RARE) == enough

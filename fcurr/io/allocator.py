@@ -1,7 +1,7 @@
 """The C library's memory, kept rather than given back.
 
 glibc returns every block of more than 128 KiB to the kernel when it is freed, and a training step makes the same blocks
-again and again: the page faults cost a mapped step a fifth of its time (benchmarks/members.py).
+again and again; the page faults are some per cent of a mapped step's time (benchmarks/memory.py).
 """
 
 import ctypes
