@@ -5,7 +5,7 @@ from interleave import imperative, quiet, ratios, show
 from step import RATE, folding, method
 from torch.func import vmap
 
-from fcurr import optim, training, tree
+from fcurr import fold, optim, training, tree
 from fcurr.types import Batch
 
 MEMBERS = 16
@@ -35,7 +35,7 @@ def main() -> None:
         id=torch.arange(128).expand(MEMBERS, 128).contiguous(),
     )
     mapped = vmap(plain.step)
-    traced, whole = training.traced(mapped, states, batches), torch.compile(mapped, fullgraph=True)
+    traced, whole = fold.traced(mapped, states, batches), torch.compile(mapped, fullgraph=True)
     graph = torch.compile(traced, fullgraph=True)
     wrapped = torch.compile(mapped, fullgraph=True, options={"cpp_wrapper": True})
     assert tree.equal(traced(states, batches), mapped(states, batches)), "traced and mapped steps differ"

@@ -26,7 +26,7 @@ def measure(keep: bool) -> float:
     times = []
     for _ in range(6):
         began = time.perf_counter()
-        run = deque(itertools.islice(runner.training.proceed(program, run), 100), maxlen=1).pop()
+        run = deque(itertools.islice(runner.fold.proceed(program, run), 100), maxlen=1).pop()
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 

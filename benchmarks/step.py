@@ -3,7 +3,7 @@
 import torch
 from interleave import imperative, quiet, ratios, show
 
-from fcurr import autodiff, losses, models, optim, training, tree
+from fcurr import autodiff, fold, losses, models, optim, training, tree
 from fcurr.types import Batch, Optimizer
 
 RATE = 1e-4  # so small that nothing underflows however long it is repeated
@@ -44,7 +44,7 @@ def main() -> None:
     plain = method(optim.sgd(learning_rate=RATE, momentum=0.9))
     start = plain.init(0)
     before = tree.map(torch.clone, start)
-    traced = training.traced(plain.step, start, batch)
+    traced = fold.traced(plain.step, start, batch)
     found = ratios(
         {
             "imperative, fused torch.optim.SGD": imperative(

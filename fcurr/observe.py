@@ -12,41 +12,38 @@ from fcurr.types import Params
 class Record(NamedTuple):
     """What is remembered of a run beside its state, for each member."""
 
-    loss: Tensor  # [member] float64, sum of the batches' losses since the last evaluation
-    batches: Tensor  # [member] int64, how many they were
-    validation: Tensor  # [member] int64, right answers at the best evaluation; -1 before the first
-    test: Tensor  # [member] int64, right answers on the test set at that evaluation
+    evaluated: Tensor  # [member] int64, when the last evaluation was
+    value: Tensor  # [member] float64, the tracked metric at the best evaluation; nan before the first
     iteration: Tensor  # [member] int64, when it was
+    waited: Tensor  # [member] int64, evaluations since then
     best: Params  # [member, ...] parameters and buffers then
 
 
 def blank(variables: Params, members: int) -> Record:
     """Nothing seen yet."""
+    device = next(iter(variables.values())).device
+    zeros = [torch.zeros(members, dtype=torch.int64, device=device) for _ in range(3)]
     return Record(
-        loss=torch.zeros(members, dtype=torch.float64),
-        batches=torch.zeros(members, dtype=torch.int64),
-        validation=torch.full((members,), -1),
-        test=torch.zeros(members, dtype=torch.int64),
-        iteration=torch.zeros(members, dtype=torch.int64),
+        evaluated=zeros[0],
+        value=torch.full((members,), torch.nan, dtype=torch.float64, device=device),
+        iteration=zeros[1],
+        waited=zeros[2],
         best={name: leaf.clone() for name, leaf in variables.items()},
     )
 
 
-def stepped(record: Record, loss: Tensor, active: Tensor) -> Record:
-    """After a step with these losses [member] of the members that are active [member] bool."""
-    return record._replace(loss=record.loss + torch.where(active, loss, 0.0), batches=record.batches + active)
-
-
-def evaluated(record: Record, iteration: Tensor, variables: Params, validation: Tensor, test: Tensor) -> Record:
-    """After an evaluation: the first of the best is kept, and the mean loss begins anew."""
-    better = validation > record.validation
+def evaluated(record: Record, due: Tensor, iteration: Tensor, variables: Params, value: Tensor, higher: bool) -> Record:
+    """After an evaluation of the members that are due [member] bool, each at its iteration [member]: the first of the
+    best is kept. value [member]: the tracked metric; nan is worse than anything."""
+    ahead = value > record.value if higher else value < record.value
+    better = due & ~value.isnan() & (record.value.isnan() | ahead)
+    kept = better | (due & (record.evaluated == 0))  # the first, even if it is nan
     return Record(
-        loss=torch.zeros_like(record.loss),
-        batches=torch.zeros_like(record.batches),
-        validation=torch.where(better, validation, record.validation),
-        test=torch.where(better, test, record.test),
-        iteration=torch.where(better, iteration, record.iteration),
-        best=tree.where(better, variables, record.best),
+        evaluated=torch.where(due, iteration, record.evaluated),
+        value=torch.where(better, value, record.value),
+        iteration=torch.where(kept, iteration, record.iteration),
+        waited=torch.where(better, 0, record.waited + due),
+        best=tree.where(kept, variables, record.best),
     )
 
 

@@ -1,22 +1,15 @@
-"""How the state moves: a step, a program of members, and the fold of one over the other."""
+"""How the state moves: a step down the gradient."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from fcurr import rng, sampler, tree
+from fcurr import rng, tree
 from fcurr.autodiff import losses_and_grad
-from fcurr.sampler import Clock, Cursor, Lessons
-from fcurr.types import Batch, Buffers, Dataset, Loss, Method, Model, Optimizer, Params, State
-
-Step = Callable[[Params, State, Batch], State]  # hyperparameters that vary, state, batch -> state
-AHEAD = 32  # steps whose samples are drawn together
+from fcurr.types import Augment, Batch, Buffers, Loss, Method, Model, Optimizer, Params, Place, State, Times
 
 
 class TrainState(NamedTuple):
@@ -28,16 +21,62 @@ class TrainState(NamedTuple):
     loss: Tensor  # [] mean over the last batch, before its step; nan at first
 
 
-def train_step(state: TrainState, batch: Batch, *, model: Model, loss: Loss, optimizer: Optimizer) -> TrainState:
-    """One step down the gradient of the mean loss of the batch. Nothing is written to the arguments."""
+Found = tuple[Tensor, Buffers, Params]  # mean loss, buffers, gradient
 
-    def objective(params):  # no annotations: torch.compile cannot read them inside a function
-        outputs, buffers = model.train(params, state.buffers, batch.x, (state.key, state.iteration))
-        return loss(outputs, batch.y), buffers
 
-    size = len(batch.id)
-    equally = torch.full((size,), 1 / size, dtype=state.loss.dtype, device=batch.id.device)
-    losses, buffers, grads = losses_and_grad(objective, state.params, equally)
+def as_it_is(batch: Batch, place: Place) -> Batch:
+    """No augmentation."""
+    return batch
+
+
+def in_order(batch: Batch, place: Place, *, chain: Sequence[Augment]) -> Batch:
+    """One augmentation after another, each with a stream of its own."""
+    key, iteration = place
+    for number, augment in enumerate(chain):
+        batch = augment(batch, (rng.fold(key, number), iteration))
+    return batch
+
+
+def alone(found: Found) -> Found:
+    """One process has the whole batch."""
+    return found
+
+
+class Team(NamedTuple):
+    """The processes that train together, each on an equal part of every batch."""
+
+    rank: int
+    world: int
+    shared: Callable[[Found], Found]  # the mean over all of what each has found
+
+
+ALONE = Team(rank=0, world=1, shared=alone)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    augment: Augment = as_it_is,
+    accumulate: Times = 1,
+    shared: Callable[[Found], Found] = alone,
+) -> TrainState:
+    """One step down the gradient of the mean loss of the batch. Nothing is written to the arguments.
+
+    `accumulate`: the batch is computed in so many equal parts, one after another, for the memory of one. `shared`:
+    the mean, over processes that have a part of the batch each, of what they have found (fcurr.io.parallel).
+    """
+    batch = augment(batch, (state.key, state.iteration))
+    scale = optimizer.scale(state.optimizer)
+    size, buffers, found = len(batch.id), state.buffers, []
+    for part in _parts(batch, accumulate):
+        found.append(_gradient(state, buffers, part, scale / size, model, loss))
+        buffers = found[-1][1]
+    total = tree.sum_of([losses for losses, _, _ in found]) / size
+    mean, buffers, grads = shared((total, buffers, tree.sum_of([grads for _, _, grads in found])))
     params, memory = optimizer.update(grads, state.optimizer, state.params)
     return TrainState(
         params=params,
@@ -45,8 +84,31 @@ def train_step(state: TrainState, batch: Batch, *, model: Model, loss: Loss, opt
         optimizer=memory,
         key=state.key,
         iteration=state.iteration + 1,
-        loss=losses.mean(),
+        loss=mean,
     )
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    if count == 1:
+        return [batch]
+    if len(batch.id) % count:
+        raise ValueError(f"a batch of {len(batch.id)} does not come in {count} equal parts")
+    return [Batch(*part) for part in zip(*(leaf.chunk(count) for leaf in batch), strict=True)]
+
+
+def _gradient(
+    state: TrainState, buffers: Buffers, batch: Batch, weight: Tensor | float, model: Model, loss: Loss
+) -> Found:
+    """Sum of the losses, buffers, and gradient of `weight` times that sum."""
+
+    def objective(params):  # no annotations: torch.compile cannot read them inside a function
+        outputs, after = model.train(params, buffers, batch.x, (state.key, state.iteration))
+        return loss(outputs, batch.y), after
+
+    ones = partial(torch.full, (len(batch.id),), dtype=state.loss.dtype, device=batch.id.device)
+    equally = ones(1.0) * weight if isinstance(weight, Tensor) else ones(weight)
+    losses, after, grads = losses_and_grad(objective, state.params, equally)
+    return losses.sum(), after, grads
 
 
 def train_start(seed: int, *, model: Model, optimizer: Optimizer) -> TrainState:
@@ -62,143 +124,42 @@ def train_start(seed: int, *, model: Model, optimizer: Optimizer) -> TrainState:
     )
 
 
-def gradient_descent(*, model: Model, loss: Loss, optimizer: Optimizer) -> Method:
+def gradient_descent(
+    *,
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    augment: Augment = as_it_is,
+    accumulate: Times = 1,
+    shared: Callable[[Found], Found] = alone,
+) -> Method:
     """Plain training."""
+    step = partial(train_step, model=model, loss=loss, optimizer=optimizer)
     return Method(
         init=partial(train_start, model=model, optimizer=optimizer),
-        step=partial(train_step, model=model, loss=loss, optimizer=optimizer),
+        step=partial(step, augment=augment, accumulate=accumulate, shared=shared),
+        advance=partial(heard, optimizer=optimizer),
     )
+
+
+def heard(state: TrainState, metric: Tensor, *, optimizer: Optimizer) -> TrainState:
+    """The state after an evaluation, for an optimizer that listens; metric [], lower is better."""
+    return state._replace(optimizer=optimizer.advance(state.optimizer, metric))
+
+
+def finite(state: TrainState) -> Tensor:
+    """[] bool: whether the last loss and all parameters are finite numbers."""
+    leaves = [leaf.isfinite().all() for leaf in state.params.values()]
+    return torch.stack([state.loss.isfinite(), *leaves]).all()
+
+
+def skipping(state: TrainState, batch: Batch, *, step: Callable[[TrainState, Batch], TrainState]) -> TrainState:
+    """A step that is not taken where it would end in something that is not finite; the loss says that it was not."""
+    after = step(state, batch)
+    stayed = state._replace(iteration=after.iteration, loss=torch.full_like(after.loss, torch.nan))
+    return tree.where(finite(after), after, stayed)
 
 
 def variables(state: TrainState) -> Params:
     """Parameters and buffers in one dict, as Model.apply and scores take them."""
     return {**state.params, **state.buffers}
-
-
-class Program(NamedTuple):
-    """Members trained together, as one mapped step."""
-
-    step: Step  # mapped over members
-    varying: Params  # hyperparameters in which members differ: name -> [member]
-    data: Dataset  # shared by all members
-    lessons: Lessons  # rows [member]
-    batch_size: int
-    clock: Clock
-    total_iterations: int
-
-
-class Run(NamedTuple):
-    """All that a program is at one moment; written down, it is a checkpoint."""
-
-    train: TrainState  # [member, ...]
-    cursor: Cursor  # [member]
-    iteration: Tensor  # [] int64, steps of the program
-
-
-def together(step: Step, *examples: Any, compiled: bool = False) -> Step:
-    """A step of one member, mapped over members and freed of Python.
-
-    By default it is traced once, on example arguments of the sizes to come, into the operations it consists of: the
-    same numbers bit for bit, without mapping and differentiating anew at every step (benchmarks/members.py).
-    `compiled`: torch.compile fuses the operations as well, for half a minute of compiling and numbers equal to
-    rounding.
-    """
-    mapped = vmap(step)
-    return torch.compile(mapped) if compiled else traced(mapped, *examples)
-
-
-def traced(function: Callable, *examples: Any) -> Callable:
-    """The operations that a function of tensors consists of, for arguments of these sizes, freed of Python.
-
-    Like torch.compile it fixes what Python decides: the function must not decide by the values of tensors.
-    """
-    distinct = tree.map(torch.clone, examples)  # one tensor given twice would be traced as one argument
-    return make_fx(lambda *arguments: function(*arguments))(*distinct)
-
-
-def begin(program: Program, states: TrainState) -> Run:
-    """A run before its first step, of states stacked over members."""
-    return Run(train=states, cursor=sampler.start(program.lessons), iteration=torch.zeros((), dtype=torch.int64))
-
-
-def length(program: Program) -> int:
-    """The steps of the longest member."""
-    return int(lengths(program).max())
-
-
-def lengths(program: Program) -> Tensor:
-    """[member] int64: the steps of each member."""
-    return sampler.steps(
-        program.lessons,
-        total_iterations=program.total_iterations,
-        batch_size=program.batch_size,
-        clock=program.clock,
-    )
-
-
-def proceed(program: Program, run: Run) -> Iterator[Run]:
-    """The fold: every state from here to the end, one step each. Members that have finished stay as they are."""
-    limits, last = lengths(program), length(program)
-    uneven = int(limits.min()) < last
-    while int(run.iteration) < last:
-        count = min(AHEAD, last - int(run.iteration))
-        ids, cursors = sampler.ahead(
-            run.cursor,
-            run.iteration,
-            program.lessons,
-            steps=count,
-            batch_size=program.batch_size,
-            clock=program.clock,
-        )
-        for turn in range(count):
-            states = program.step(program.varying, run.train, program.data.take(ids[turn]))
-            cursor = tree.member(cursors, turn)
-            if uneven:
-                active = run.iteration < limits
-                states = tree.where(active, states, run.train)
-                cursor = tree.where(active, cursor, run.cursor)
-            run = Run(train=states, cursor=cursor, iteration=run.iteration + 1)
-            yield run
-
-
-def finish(program: Program, run: Run) -> Run:
-    """The state at the end."""
-    last = deque(proceed(program, run), maxlen=1)
-    return last.pop() if last else run
-
-
-def correct(params: Params, batch: Batch, *, model: Model, chunk: int = 4096) -> Tensor:
-    """[member] int64: how many samples each member classifies right. Ties go to the first class."""
-    right = vmap(lambda member, x, y: (model.apply(member, x).argmax(-1) == y).sum(), in_dims=(0, None, None))
-    with torch.no_grad():
-        parts = zip(batch.x.split(chunk), batch.y.split(chunk), strict=True)
-        return torch.stack([right(params, x, y) for x, y in parts]).sum(0)
-
-
-def seen_program(
-    data: Dataset,
-    seen: Tensor,
-    *,
-    step: Step,
-    key: Tensor,
-    batch_size: int,
-    total_iterations: int,
-) -> Program:
-    """Plain training, one member a row of `seen` [member, sample] bool, on the samples that are true."""
-    members = torch.arange(len(seen))
-    rows = Lessons(
-        orders=torch.argsort(~seen, dim=1, stable=True),
-        sizes=seen.sum(1, keepdim=True),
-        order=members,
-        pace=members,
-        key=rng.fold(key, members),
-    )
-    return Program(
-        step=step,
-        varying={},
-        data=data,
-        lessons=rows,
-        batch_size=batch_size,
-        clock="step",
-        total_iterations=total_iterations,
-    )

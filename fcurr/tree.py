@@ -4,7 +4,8 @@ torch.func walks trees with its own pytree, which orders dict keys differently: 
 leaves of the other, so nobody else in fcurr flattens a tree.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import optree
@@ -34,10 +35,20 @@ def member(tree: T, index: int) -> T:
     return map(lambda leaf: leaf[index], tree)
 
 
+def apart(tree: T) -> Iterator[T]:
+    """The members of a stacked tree, in turn."""
+    yield from (member(tree, index) for index in range(len(leaves(tree)[0])))
+
+
 def where(condition: Tensor, yes: T, no: T) -> T:
     """Leaf by leaf `yes` where the condition holds, else `no`; the condition's axes are the leaves' first ones."""
     shaped = lambda leaf: condition.reshape(condition.shape + (1,) * (leaf.ndim - condition.ndim))  # noqa: E731
     return map(lambda a, b: torch.where(shaped(a), a, b), yes, no)
+
+
+def sum_of(trees: Sequence[T]) -> T:
+    """The sum of trees alike, in turn; of one, itself."""
+    return functools.reduce(lambda a, b: map(torch.add, a, b), trees)
 
 
 def dot(a: Any, b: Any) -> Tensor:
@@ -55,13 +66,15 @@ def equal(a: Any, b: Any) -> bool:
     if optree.tree_structure(a) != optree.tree_structure(b):
         return False
     return all(
-        x.shape == y.shape and x.dtype == y.dtype and torch.equal(_bits(x), _bits(y))
+        x.shape == y.shape and x.dtype == y.dtype and torch.equal(bits(x), bits(y))
         for x, y in zip(leaves(a), leaves(b), strict=True)
     )
 
 
-def _bits(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.uint8) if x.ndim else x.reshape(1).view(torch.uint8)
+def bits(x: Tensor) -> Tensor:
+    """The bytes of a tensor, uint8."""
+    flat = x.contiguous().flatten()
+    return (flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)).view(torch.uint8)
 
 
 def named(tree: Any, root: str = "state") -> dict[str, Tensor]:

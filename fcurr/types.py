@@ -4,9 +4,10 @@ A hyperparameter carries its bounds and its meaning in its type, once. The reade
 bad config, `fcurr explain`, the JSON Schema and the property-based tests all read them from there.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+import torch
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from torch import Tensor
 
@@ -20,25 +21,76 @@ class Batch(NamedTuple):
     """Samples seen together."""
 
     x: Tensor  # [batch, ...]
-    y: Tensor  # [batch] int64
+    y: Tensor  # [batch] int64, a class each; or [batch, label] bool; or [batch, target or class] floating
     id: Tensor  # [batch] int64, position in the data set
 
 
-class Dataset(NamedTuple):
-    """All samples, in memory."""
+Task = Literal["classification", "multi-label", "regression"]
 
-    x: Tensor  # [sample, ...] float32
-    y: Tensor  # [sample] int64, in [0, len(classes))
-    classes: tuple[str, ...]  # the classes' names
+
+class Rows(Protocol):
+    """Samples that are not in memory, indexed as a tensor would be."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # [sample, ...]
+    @property
+    def dtype(self) -> torch.dtype: ...  # of what indexing gives
+    @property
+    def identity(self) -> str: ...  # changes when the samples do: names, sizes and times of files
+    def __getitem__(self, ids: Tensor, /) -> Tensor: ...  # [..., *features] of int64 ids [...]
+
+
+class Chosen(NamedTuple):
+    """Some rows of others, in an order of their own."""
+
+    rows: Rows
+    ids: Tensor  # [sample] int64, places in `rows`
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.ids), *self.rows.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    @property
+    def identity(self) -> str:
+        return self.rows.identity
+
+    def __getitem__(self, ids: Tensor, /) -> Tensor:  # type: ignore[override]
+        return self.rows[self.ids[ids]]
+
+
+class Dataset(NamedTuple):
+    """All samples. What a label is says the task: a class each, a set of classes each, or numbers."""
+
+    x: Tensor | Rows  # [sample, ...]
+    y: Tensor  # [sample] int64 in [0, len(classes)); or [sample, class] bool; or [sample, target] float32
+    classes: tuple[str, ...]  # names of the classes, or of the targets
 
     @property
     def features(self) -> "Shape":
         """The shape of one sample."""
         return tuple(self.x.shape[1:])
 
+    @property
+    def task(self) -> Task:
+        if self.y.dtype == torch.bool:
+            return "multi-label"
+        return "regression" if self.y.dtype.is_floating_point else "classification"
+
     def take(self, ids: Tensor) -> Batch:
         """The samples of these ids, seen together; the ids' axes come first."""
         return Batch(x=self.x[ids], y=self.y[ids], id=ids)
+
+    def part(self, ids: Tensor) -> "Dataset":
+        """These samples as a data set of their own, numbered anew."""
+        x = self.x[ids] if isinstance(self.x, Tensor) else Chosen(self.x, ids)
+        return Dataset(x=x, y=self.y[ids], classes=self.classes)
+
+
+Fetch = Callable[[Callable[[Tensor], Batch], Iterable[Tensor]], Iterable[Batch]]  # take, ids a batch -> the batches
 
 
 class Unit(NamedTuple):
@@ -53,8 +105,16 @@ class Sense(NamedTuple):
     harder: bool  # larger is harder (True) or larger is easier (False)
 
 
+class Direction(NamedTuple):
+    """Which way a metric points."""
+
+    higher: bool  # higher is better (True) or lower is better (False)
+
+
 Harder = Annotated[Tensor, Sense(harder=True)]  # [batch], larger is harder
 Easier = Annotated[Tensor, Sense(harder=False)]  # [batch], larger is easier
+Higher = Annotated[Tensor, Direction(higher=True)]  # [], higher is better
+Lower = Annotated[Tensor, Direction(higher=False)]  # [], lower is better
 
 Share = Annotated[float, Gt(0), Le(1), Unit("share of the data")]
 Part = Annotated[float, Ge(0), Lt(1), Unit("part of the data")]
@@ -89,6 +149,18 @@ class Loss(Protocol):
     def __call__(self, outputs: Tensor, y: Tensor, /) -> Tensor: ...  # [batch]
 
 
+class Metric(Protocol):
+    """How good outputs are, over all samples at once; the direction stands in the return type, Higher or Lower."""
+
+    def __call__(self, outputs: Tensor, y: Tensor, /) -> Tensor: ...  # []
+
+
+class Augment(Protocol):
+    """Samples changed at random, as a function of (key, iteration) and of their ids, not of their places in a batch."""
+
+    def __call__(self, batch: Batch, place: Place, /) -> Batch: ...
+
+
 class Pace(Protocol):
     """How many samples are in play."""
 
@@ -113,11 +185,21 @@ class Schedule(Protocol):
     def __call__(self, iteration: Tensor, /) -> Tensor: ...  # []
 
 
+def _remembers_no_metric(state: State, metric: Tensor) -> State:
+    return state
+
+
+def _unscaled(state: State) -> float:
+    return 1.0
+
+
 class Optimizer(NamedTuple):
     """How gradients move parameters."""
 
     init: Callable[[Params], State]
     update: Callable[[Params, State, Params], tuple[Params, State]]  # grads, state, params -> params, state
+    advance: Callable[[State, Tensor], State] = _remembers_no_metric  # state, metric (lower is better) -> state
+    scale: Callable[[State], Tensor | float] = _unscaled  # state -> the factor that `update` expects gradients to have
 
 
 class Model(NamedTuple):
@@ -134,3 +216,4 @@ class Method(NamedTuple):
 
     init: Callable[[int], State]  # seed -> state
     step: Callable[[State, Batch], State]  # train_step
+    advance: Callable[[State, Tensor], State] = _remembers_no_metric  # state, metric (lower is better) -> state

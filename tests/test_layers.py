@@ -10,15 +10,22 @@ import pytest
 HOME = Path(__file__).parents[1]
 FLOORS = [
     {"types", "errors"},
-    {"tree", "rng", "autodiff"},
-    {"pacing", "scoring", "losses", "optim", "schedules", "models", "data"},
-    {"curriculum", "sampler", "training", "observe", "study", "testing"},
+    {"tree", "rng", "autodiff", "mapping", "keyed", "networks"},
+    {"pacing", "scoring", "losses", "metrics", "precision", "inputs", "optim", "schedules", "models", "data"},
+    {"curriculum", "sampler", "training", "fold", "evaluating", "observe", "views", "loading", "study", "testing"},
     {"io"},
 ]
 SIDEWAYS = {
-    ("training", "sampler"),
+    ("mapping", "tree"),
+    ("keyed", "rng"),
+    ("fold", "sampler"),
+    ("fold", "training"),
+    ("views", "training"),
+    ("loading", "sampler"),
     ("study", "sampler"),
     ("study", "training"),
+    ("study", "fold"),
+    ("study", "evaluating"),
     ("study", "curriculum"),
 }  # ours now
 IMPURE = {"os", "time", "json", "logging", "sys", "pathlib"}  # files, the clock, the terminal

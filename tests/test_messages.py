@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import safetensors.torch
 from small import CONFIG, contents, fcurr, process, written
 
-from fcurr.io import store
+from fcurr.io import checkpoint, store
 
 SMALL = """\
 name = "small"
@@ -78,12 +79,13 @@ FAULTS = {
         "[training]",
         "[trainin]",
         ":14:1: trainin: there is no section `trainin` (did you mean `training`?); there are name, seed, data, split, "
-        "noise, imbalance, model, loss, optimizer, score, training, fit, curriculum, members, arms",
+        "noise, imbalance, scaling, model, loss, optimizer, score, augment, metrics, observers, loggers, training, fit, "
+        "outputs, curriculum, members, arms",
     ),
     "a section without a component": (
         '[model]\nfn = "mlp"',
         "[model]",
-        ':8:1: model: needs fn = "...", one of mlp, convnet, from_module, or your own "module:function"',
+        ':8:1: model: needs fn = "...", one of mlp, convnet, resnet, from_module, or your own "module:function"',
     ),
     "a missing section": (
         '[optimizer]\nfn = "sgd"\nlearning_rate = 0.1\n',
@@ -305,7 +307,7 @@ def test_a_score_that_is_not_finite_is_named_and_leaves_a_folder_that_can_be_use
     _, said = result.communicate()
     assert result.returncode == 2 and message in said and "Traceback" not in said, said
     mended = written(tmp_path, copy.deepcopy(CONFIG) | {"score": {"fn": "entropy"}})
-    (tmp_path / "runs/small" / store.SCORING).unlink()
+    shutil.rmtree(tmp_path / "runs/small" / store.SCORING)
     assert fcurr("run", mended, "--out", tmp_path / "runs").exit_code == 0
 
 
@@ -380,8 +382,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     found = re.match(
         r"fcurr: the (.+) became (nan|inf|-inf) at step (\d+) in b, seed = 0; b, seed = 1; the last ", said
     )
-    assert found and f"the last good checkpoint is {folder / store.CHECKPOINT}; " in said
-    tensors = safetensors.torch.load_file(folder / store.CHECKPOINT)
+    newest = checkpoint.listed(folder / store.CHECKPOINTS)[-1]
+    assert found and f"the last good checkpoint is {newest}; " in said
+    tensors = safetensors.torch.load_file(newest)
     assert int(tensors["state.run.iteration"]) == int(found[3]) - 1
     assert all(leaf.isfinite().all() for name, leaf in tensors.items() if ".params" in name)
     assert '"diverged"' in (folder / store.STATUS).read_text()
@@ -467,11 +470,9 @@ def test_a_plugin_that_is_not_there_is_named(plugin, tmp_path):
 def test_a_torn_file_in_a_runs_folder_is_named(tmp_path):
     path = written(tmp_path)
     assert fcurr("run", path, "--out", tmp_path / "runs").exit_code == 0
-    for name in (store.RESULTS, store.STATUS, store.IDENTITY, store.CHECKPOINT):
+    for name in (store.RESULTS, store.STATUS, store.IDENTITY):
         whole = (tmp_path / "runs/small" / name).read_bytes()
         (tmp_path / "runs/small" / name).write_bytes(whole[:20])
-        if name == store.CHECKPOINT:
-            (tmp_path / "runs/small" / store.STATUS).write_text("{}")
         result = fcurr("run", path, "--out", tmp_path / "runs")
         assert result.exit_code == 2 and str(tmp_path / "runs/small" / name) in result.stderr, name
         (tmp_path / "runs/small" / name).write_bytes(whole)

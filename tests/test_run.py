@@ -1,7 +1,9 @@
 """A run and its folder: what it leaves, and that nothing that happens to it changes what it would have been."""
 
+import contextlib
 import copy
 import json
+import shutil
 import signal
 import tomllib
 from pathlib import Path
@@ -20,10 +22,12 @@ from fcurr.io import checkpoint, configs, runner, store
 
 SAME = (
     store.METRICS,
+    store.STEPS,
+    store.TABLE,
     store.SCORES,
-    store.CHECKPOINT,
     store.RESULTS,
     store.CONFIG,
+    *(f"{store.PREDICTIONS}/{part}.parquet" for part in ("train", "validation", "test")),
 )  # no clock in them
 
 
@@ -43,11 +47,22 @@ def straight(tmp_path_factory):
 def _same(folder: Path, straight: Path) -> None:
     for name in SAME:
         assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
+    assert _end(folder).name == _end(straight).name
+    assert _end(folder).read_bytes() == _end(straight).read_bytes()
+
+
+def _end(folder: Path) -> Path:
+    """The last checkpoint of a run."""
+    return checkpoint.listed(folder / store.CHECKPOINTS)[-1]
 
 
 def test_a_run_leaves_its_config_environment_scores_metrics_checkpoint_results_and_report(straight):
     folder, result = straight
-    assert set(store.WRITTEN) - {store.SCORING} == {name for name in contents(folder) if not name.startswith(".")}
+    assert {entry.name for entry in folder.iterdir() if entry.name[0] != "."} == {
+        *store.WRITTEN,
+        store.CHECKPOINTS,
+        store.PREDICTIONS,
+    }
     assert tomllib.loads((folder / store.CONFIG).read_text()) == CONFIG
     assert json.loads((folder / store.ENVIRONMENT).read_text())["torch"] == torch.__version__
     assert json.loads((folder / store.STATUS).read_text()) == {"status": "finished"}
@@ -84,7 +99,7 @@ def test_scores_are_a_table_with_both_labels_and_ranks(straight):
 
 
 def test_a_checkpoint_is_named_tensors_that_anything_can_read(straight):
-    tensors = safetensors.torch.load_file(straight[0] / store.CHECKPOINT)
+    tensors = safetensors.torch.load_file(_end(straight[0]))
     assert tensors["state.run.train.params['0.weight']"].shape == (4, 8, 64)
     assert int(tensors["state.run.iteration"]) == 40
 
@@ -102,26 +117,33 @@ def test_a_run_cut_anywhere_and_started_again_is_bit_for_bit_the_run_that_was_no
     folder = tmp_path_factory.mktemp("cut")
     with pytest.MonkeyPatch.context() as patch:
         taken = 0
-        travel, save = runner.training.proceed, checkpoint.save
+        travel, shelve = runner.fold.proceed, checkpoint.shelf
 
-        def proceed(program, run):
+        def proceed(program, run, fetch):
             nonlocal taken
-            for state in travel(program, run):
+            for state in travel(program, run, fetch):
                 taken += 1
                 if taken == step and when == "after the step":
                     raise Killed
                 yield state
 
-        def saving(path, state, **facts):
-            if taken >= step and when == "before saving":
-                raise Killed
-            save(path, state, **facts)
-            if taken >= step and when == "while saving":
-                path.with_name(f".{path.name}.1.tmp").write_bytes(b"half")
-                raise Killed
+        @contextlib.contextmanager
+        def shelf(folder):
+            with shelve(folder) as plain:
 
-        patch.setattr(runner.training, "proceed", proceed)
-        patch.setattr(checkpoint, "save", saving)
+                def write(state, iteration, **facts):
+                    if taken >= step and when == "before saving":
+                        raise Killed
+                    plain.write(state, iteration, **facts)
+                    if taken >= step and when == "while saving":
+                        plain.settle()
+                        (folder / ".step.safetensors.1.tmp").write_bytes(b"half")
+                        raise Killed
+
+                yield plain._replace(write=write)
+
+        patch.setattr(runner.fold, "proceed", proceed)
+        patch.setattr(checkpoint, "shelf", shelf)
         assert isinstance(_run(folder).exception, Killed)
     assert _run(folder).exit_code == 0
     _same(folder / "runs/small", straight[0])
@@ -205,14 +227,14 @@ def test_a_change_on_the_command_line_is_in_the_config_as_run(tmp_path):
     assert there["training"]["total_iterations"] == 10 and there["curriculum"]["pace"] == "none"
 
 
-def _states(folder: Path, config) -> runner.Run:
+def _states(folder: Path, config) -> runner.fold.Run:
     """The last state of a config's members, by the library."""
     table, _ = configs.load(written(folder, config), [], [])
     experiment = configs.read(table)
     prepared = runner.load(experiment)
     scores = torch.rand(len(prepared.train.y), generator=torch.Generator().manual_seed(0))
     program, run = runner.train_program(experiment, prepared, scores)
-    return runner.training.finish(program, run)
+    return runner.fold.finish(program, run)
 
 
 AXES = {
@@ -278,7 +300,7 @@ VARIED = {
 def test_a_number_in_which_members_differ_has_its_effect_in_whatever_order_they_stand(case, tmp_path):
     optimizer, axis = VARIED[case]
     (key, values), *_ = axis.items()
-    config = copy.deepcopy(CONFIG) | {"arms": {"one": {}}, "optimizer": optimizer}
+    config = copy.deepcopy(CONFIG) | {"arms": {"one": {}}, "optimizer": optimizer, "loss": "cross_entropy"}
     for order in (values, values[::-1]):
         together = _states(tmp_path, config | {"members": {key: order}})
         for place, value in enumerate(order):
@@ -313,15 +335,15 @@ def test_a_pace_that_asks_for_the_seed_is_given_its_members(tmp_path):
 def _stopped(folder: Path, config, *more: str) -> Path:
     """A run that was cut after step 25 of training."""
     with pytest.MonkeyPatch.context() as patch:
-        travel = runner.training.proceed
+        travel = runner.fold.proceed
 
-        def proceed(program, run):
-            for state in travel(program, run):
+        def proceed(program, run, fetch):
+            for state in travel(program, run, fetch):
                 if program.total_iterations == 40 and int(state.iteration) == 26:
                     raise Killed
                 yield state
 
-        patch.setattr(runner.training, "proceed", proceed)
+        patch.setattr(runner.fold, "proceed", proceed)
         assert isinstance(_run(folder, config, *more).exception, Killed)
     return folder / "runs/small"
 
@@ -351,8 +373,9 @@ def test_what_is_left_of_a_run_that_was_being_thrown_away_is_not_taken_for_anoth
     """--fresh was killed when all but the scores, the checkpoint and the identity were gone."""
     folder = tmp_path / "runs/small"
     folder.mkdir(parents=True)
-    for name in (store.SCORES, store.CHECKPOINT, store.IDENTITY):
+    for name in (store.SCORES, store.IDENTITY):
         (folder / name).write_bytes((straight[0] / name).read_bytes())
+    shutil.copytree(straight[0] / store.CHECKPOINTS, folder / store.CHECKPOINTS)
     config = copy.deepcopy(CONFIG) | {"optimizer": {"fn": "sgd", "learning_rate": 0.001}}
     assert _run(tmp_path, config).exit_code == 0
     (tmp_path / "other").mkdir()
@@ -368,16 +391,15 @@ def test_check_says_of_a_folder_with_another_run_that_the_config_is_right_and_wo
     assert lines[-1].startswith(f"  not begin: {folder} holds a run with seed = 0, not 5; ")
 
 
-def test_a_member_that_has_finished_reports_no_loss_that_is_not_its_own(tmp_path):
+def test_a_member_that_has_finished_is_not_evaluated_any_more(tmp_path):
     config = copy.deepcopy(CONFIG)
-    config["training"] |= {"clock": "epoch", "total_iterations": 2, "batch_size": 64, "evaluate_every": 10}
+    config["training"] |= {"clock": "epoch", "total_iterations": 2, "batch_size": 64, "evaluate_every": 1}
     assert _run(tmp_path, config).exit_code == 0
     alone = config | {"arms": {"easy_first": {}}}
     (tmp_path / "alone").mkdir()
     assert _run(tmp_path / "alone", alone).exit_code == 0
     both, one = store.metrics(tmp_path / "runs/small"), store.metrics(tmp_path / "alone/runs/small")
-    easy = [row for row in both if row["arm"] == "easy_first" and row["seed"] == 0]
-    steps = -(-(287 + 1437) // 64)
-    assert [row["loss"] is None for row in easy] == [row["iteration"] - 10 >= steps for row in easy[:-1]] + [True]
-    own = [row["loss"] for row in one if row["seed"] == 0]
-    assert [row["loss"] for row in easy if row["loss"] is not None] == pytest.approx(own, rel=1e-4)
+    easy, own = ([row for row in rows if (row["arm"], row["seed"]) == ("easy_first", 0)] for rows in (both, one))
+    assert [row["iteration"] for row in easy] == [5, 27] == [row["iteration"] for row in own]  # 287 samples, then all
+    assert [row["iteration"] for row in both if (row["arm"], row["seed"]) == ("plain", 0)] == [23, 45]
+    assert [row["loss"] for row in easy] == pytest.approx([row["loss"] for row in own], rel=1e-4)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import grad, vmap
 from worlds import assert_close, blobs, double, numbers, seeds, whole
 
-from fcurr import models, optim, rng, sampler, training, tree
+from fcurr import evaluating, fold, metrics, models, optim, rng, sampler, training, tree
 from fcurr.autodiff import losses_and_grad
 from fcurr.losses import cross_entropy
 from fcurr.sampler import Lessons
@@ -45,7 +45,7 @@ def taken(seed: int, size: int = 8) -> Batch:
     return DATA.take(rng.shuffle(torch.arange(size), 24, seed))
 
 
-def program(rows: list[int], *, clock="step", total_iterations: int = 40, traced: bool = False) -> training.Program:
+def program(rows: list[int], *, clock="step", total_iterations: int = 40, traced: bool = False) -> fold.Program:
     """Members that differ in everything but the data; there are four, rows 0 to 3."""
     orders = rng.shuffle(torch.arange(24), 24, torch.arange(2).unsqueeze(1))
     sizes = torch.tensor([[4, 6, 9, 24], [24, 24, 24, 24]])
@@ -56,12 +56,12 @@ def program(rows: list[int], *, clock="step", total_iterations: int = 40, traced
     mapped = vmap(step)
     if traced:
         example = tree.stack([begun(row) for row in rows]), DATA.take(torch.zeros(len(rows), 5, dtype=torch.int64))
-        mapped = training.together(partial(step), varying, *example)
-    return training.Program(step=mapped, varying=varying, data=DATA, lessons=lessons, **asked)
+        mapped = fold.together(partial(step), varying, *example)
+    return fold.Program(step=mapped, varying=varying, data=DATA, lessons=lessons, **asked)
 
 
-def started(rows: list[int], of: training.Program) -> training.Run:
-    return training.begin(of, tree.stack([begun(row) for row in rows]))
+def started(rows: list[int], of: fold.Program) -> fold.Run:
+    return fold.begin(of, tree.stack([begun(row) for row in rows]))
 
 
 @every_model
@@ -129,7 +129,7 @@ def test_a_traced_step_gives_the_bits_of_the_mapped_step(model, make):
     varying = {"learning_rate": RATES[:3]}
     states = tree.stack([begun(seed, model, make) for seed in range(3)])
     batches = [tree.stack([taken(3 * turn + seed) for seed in range(3)]) for turn in range(6)]
-    traced, mapped = training.together(one, varying, states, batches[0]), vmap(one)
+    traced, mapped = fold.together(one, varying, states, batches[0]), vmap(one)
     theirs = ours = states
     for batch in batches:
         ours, theirs = traced(varying, ours, batch), mapped(varying, theirs, batch)
@@ -144,25 +144,25 @@ def test_a_traced_step_gives_the_bits_of_the_mapped_step(model, make):
 def test_a_run_cut_anywhere_goes_on_to_the_same_bits(clock, cut):
     rows = [0, 3]
     of = program(rows, clock=clock, total_iterations=40 if clock == "step" else 7)
-    states = RUNS.setdefault(clock, list(training.proceed(of, started(rows, of))))
+    states = RUNS.setdefault(clock, list(fold.proceed(of, started(rows, of))))
     cut = min(cut, len(states) - 1)
     copied = tree.map(torch.clone, states[cut - 1])
-    rest = list(training.proceed(of, copied))
+    rest = list(fold.proceed(of, copied))
     assert len(rest) == len(states) - cut
     assert all(tree.equal(one, other) for one, other in zip(rest, states[cut:], strict=True))
 
 
-RUNS: dict[str, list[training.Run]] = {}
+RUNS: dict[str, list[fold.Run]] = {}
 
 
 @pytest.mark.parametrize("clock", ["step", "epoch"])
 def test_members_of_a_program_are_the_runs_of_each_alone(clock):
     rows = [0, 1, 2, 3]
     of = program(rows, clock=clock, total_iterations=9)
-    end = training.finish(of, started(rows, of))
+    end = fold.finish(of, started(rows, of))
     for row in rows:
         alone = program([row], clock=clock, total_iterations=9)
-        right = training.finish(alone, started([row], alone))
+        right = fold.finish(alone, started([row], alone))
         assert_close(tree.member(end.train, row), tree.member(right.train, 0))
         assert tree.equal(tree.member(end.cursor, row), tree.member(right.cursor, 0))
 
@@ -170,7 +170,7 @@ def test_members_of_a_program_are_the_runs_of_each_alone(clock):
 def test_a_traced_program_ends_in_the_bits_of_the_mapped_program():
     rows = [0, 1, 2]
     traced, mapped = (program(rows, total_iterations=12, traced=yes) for yes in (True, False))
-    assert tree.equal(training.finish(traced, started(rows, traced)), training.finish(mapped, started(rows, mapped)))
+    assert tree.equal(fold.finish(traced, started(rows, traced)), fold.finish(mapped, started(rows, mapped)))
 
 
 def test_a_step_that_is_traced_may_have_hyperparameters_of_its_own():
@@ -178,21 +178,21 @@ def test_a_step_that_is_traced_may_have_hyperparameters_of_its_own():
         return state * varying * factor + batch
 
     examples = [torch.full((3,), number) for number in (5.0, 6.0, 7.0)]
-    found = training.together(scaled, *examples)(*(torch.full((3,), number) for number in (2.0, 3.0, 4.0)))
+    found = fold.together(scaled, *examples)(*(torch.full((3,), number) for number in (2.0, 3.0, 4.0)))
     assert found.tolist() == [16.0] * 3
 
 
 def test_a_traced_step_tells_arguments_apart_that_were_one_tensor_in_the_example():
     ones = torch.ones(3)
-    traced = training.together(lambda varying, state, batch: varying - 10 * state + 100 * batch, ones, ones, ones)
+    traced = fold.together(lambda varying, state, batch: varying - 10 * state + 100 * batch, ones, ones, ones)
     assert traced(ones, 2 * ones, 3 * ones).tolist() == [281.0] * 3
 
 
 def test_members_that_finish_earlier_stay_as_they_are():
     of = program([0, 2], clock="epoch", total_iterations=4)  # passes of 4, 6, 9, 24 samples, and of 24 four times
     limits = sampler.steps(of.lessons, total_iterations=4, batch_size=5, clock="epoch").tolist()
-    assert limits == [9, 20] and training.length(of) == 20
-    states = list(training.proceed(of, started([0, 2], of)))
+    assert limits == [9, 20] and fold.length(started([0, 2], of)) == 20
+    states = list(fold.proceed(of, started([0, 2], of)))
     assert len(states) == 20
     for run in states[9:]:
         assert tree.equal(tree.member((run.train, run.cursor), 0), tree.member((states[8].train, states[8].cursor), 0))
@@ -202,32 +202,38 @@ def test_members_that_finish_earlier_stay_as_they_are():
 
 def test_a_run_that_has_ended_is_its_own_end():
     of = program([0], total_iterations=3)
-    end = training.finish(of, started([0], of))
-    assert end.iteration == 3 and list(training.proceed(of, end)) == [] and training.finish(of, end) is end
+    end = fold.finish(of, started([0], of))
+    assert end.iteration == 3 and list(fold.proceed(of, end)) == [] and fold.finish(of, end) is end
 
 
 def test_how_many_steps_are_drawn_ahead_does_not_show(monkeypatch):
     of = program([0, 1], total_iterations=11)
-    right = training.finish(of, started([0, 1], of))
-    monkeypatch.setattr(training, "AHEAD", 3)
-    assert tree.equal(training.finish(of, started([0, 1], of)), right)
+    right = fold.finish(of, started([0, 1], of))
+    monkeypatch.setattr(fold, "AHEAD", 3)
+    assert tree.equal(fold.finish(of, started([0, 1], of)), right)
 
 
 def test_a_fold_writes_to_none_of_its_states():
     of = program([0, 1], total_iterations=6)
     begin = started([0, 1], of)
     before = tree.map(torch.clone, (begin, of.data.x, of.lessons))
-    states = list(training.proceed(of, begin))
-    copies = [tree.map(torch.clone, run) for run in islice(training.proceed(of, begin), 6)]
+    states = list(fold.proceed(of, begin))
+    copies = [tree.map(torch.clone, run) for run in islice(fold.proceed(of, begin), 6)]
     assert tree.equal((begin, of.data.x, of.lessons), before)
     assert all(tree.equal(run, copy) for run, copy in zip(states, copies, strict=True))
 
 
+def correct(params) -> torch.Tensor:
+    """[member] how many of the 24 samples are classified right."""
+    found = evaluating.answers(params, DATA, model=MLP, loss=cross_entropy)
+    return (found.outputs.argmax(-1) == DATA.y).sum(1)
+
+
 def test_training_learns():
     of = program([0, 1, 2], total_iterations=150)
-    end = training.finish(of, started([0, 1, 2], of))
-    begin = training.correct(started([0, 1, 2], of).train.params, whole(DATA), model=MLP)
-    assert (training.correct(end.train.params, whole(DATA), model=MLP) >= 22).all() and (begin < 22).all()
+    end = fold.finish(of, started([0, 1, 2], of))
+    begin = correct(started([0, 1, 2], of).train.params)
+    assert (correct(end.train.params) >= 22).all() and (begin < 22).all()
 
 
 def objective(batch: Batch):
@@ -300,24 +306,26 @@ def test_the_loss_after_a_step_can_be_differentiated_by_the_learning_rate():
     assert grad(end)(rate).item() == pytest.approx(slope.item(), rel=1e-6)
 
 
-def test_correct_counts_what_each_member_classifies_right_whatever_the_chunk():
+def test_answers_are_what_each_member_gives_whatever_the_chunk():
     states = tree.stack([begun(seed) for seed in range(4)])
-    batch = whole(DATA)
-    right = [int((MLP.apply(begun(seed).params, batch.x).argmax(1) == batch.y).sum()) for seed in range(4)]
-    assert training.correct(states.params, batch, model=MLP).tolist() == right
-    assert training.correct(states.params, batch, model=MLP, chunk=5).tolist() == right and len(set(right)) > 1
-
-
-def test_a_tie_of_classes_goes_to_the_first():
-    flat = tree.map(torch.zeros_like, tree.stack([begun()]).params)
-    assert training.correct(flat, whole(DATA), model=MLP).tolist() == [int((DATA.y == 0).sum())]
+    find = partial(evaluating.answers, states.params, DATA, model=MLP, loss=cross_entropy)
+    whole_at_once = find()
+    for seed in range(4):
+        outputs = MLP.apply(begun(seed).params, DATA.x)
+        assert_close(whole_at_once.outputs[seed], outputs)
+        assert_close(whole_at_once.losses[seed], cross_entropy(outputs, DATA.y))
+    assert_close(find(chunk=5), whole_at_once)
+    numbers_of = evaluating.measured(whole_at_once, DATA.y, {"accuracy": partial(metrics.accuracy, classes=3)})
+    right = (whole_at_once.outputs.argmax(-1) == DATA.y).double().mean(1)
+    assert_close(numbers_of["accuracy"], right, rtol=1e-6)
+    assert len(set(right.tolist())) > 1
 
 
 @given(seed=seeds, size=st.integers(1, 24))
 def test_members_of_a_seen_program_see_the_samples_that_are_true_and_no_others(seed, size):
     scores = numbers(3, 24, seed=seed)
     seen = scores >= scores.sort(descending=True).values[:, size - 1 : size]
-    of = training.seen_program(DATA, seen, step=vmap(step), key=torch.tensor(seed), batch_size=5, total_iterations=9)
+    of = fold.seen_program(DATA, seen, step=vmap(step), key=torch.tensor(seed), batch_size=5, total_iterations=9)
     ids, _ = sampler.ahead(sampler.start(of.lessons), torch.tensor(0), of.lessons, steps=9, batch_size=5)
     for row in range(3):
         drawn = set(ids[:, row].flatten().tolist())
@@ -328,6 +336,6 @@ def test_members_of_a_seen_program_see_the_samples_that_are_true_and_no_others(s
 
 def test_members_of_a_seen_program_may_have_seen_more_or_less():
     seen = torch.arange(24) < torch.tensor([[3], [24], [10]])
-    of = training.seen_program(DATA, seen, step=vmap(step), key=torch.tensor(0), batch_size=6, total_iterations=4)
+    of = fold.seen_program(DATA, seen, step=vmap(step), key=torch.tensor(0), batch_size=6, total_iterations=4)
     ids, _ = sampler.ahead(sampler.start(of.lessons), torch.tensor(0), of.lessons, steps=4, batch_size=6)
     assert [len(set(ids[:, row].flatten().tolist())) for row in range(3)] == [3, 24, 10]

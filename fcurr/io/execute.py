@@ -13,8 +13,7 @@ def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fr
     """The run in its folder, from where it stands to its report. Everything that can be known to be wrong is said
     before anything is written."""
     _need("report.html", matplotlib="report", jinja2="report")
-    if "score" in experiment.components:
-        _need("scores.parquet", pyarrow="data")
+    _need("metrics.parquet", pyarrow="data")
     allocator.keep()
     prepared = runner.load(experiment)
     plan(experiment, prepared)

@@ -2,60 +2,46 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fcurr import observe, training
-from fcurr.errors import BadInput, Halt
-from fcurr.io import checkpoint, environment, files, progress, signals, store
+from fcurr import evaluating, fold, observe, training, tree
+from fcurr.errors import BadInput
+from fcurr.io import checkpoint, environment, files, loading, signals, store, watching
+from fcurr.io.journey import Diverged, Journey, Stopped, Watch, travel
+from fcurr.io.steps import Steps
 from fcurr.observe import Record
 from fcurr.study.bind import build
 from fcurr.study.config import Experiment
 from fcurr.study.prepare import Prepared, difficulty, prepare
-from fcurr.study.program import fit_program, train_program
-from fcurr.training import Program, Run
-from fcurr.types import Dataset, Params
-
-
-class Journey(NamedTuple):
-    """What a checkpoint holds."""
-
-    run: Run
-    record: Record | tuple[()]  # () while scoring
-
-
-class Stopped(Halt):
-    """A signal came; the step was finished and the state is on the disk."""
-
-    def __init__(self, signal: int, done: int, total: int) -> None:
-        super().__init__(f"stopped after step {done} of {total}")
-        self.signal = signal
-
-
-class Diverged(Halt):
-    """A loss is not a number any more."""
-
-
-class Watch(NamedTuple):
-    """How a program is watched."""
-
-    label: str
-    names: list[str]  # of the members, in messages
-    file: Path  # where its checkpoint is
-    save_every: int
-    asked: Callable[[], int]  # the signal that has come, or 0
+from fcurr.study.program import fit_program, placed, train_program
+from fcurr.training import ALONE, Team
+from fcurr.types import Batch, Dataset, Fetch, Params
 
 
 class Outcome(NamedTuple):
     experiment: Experiment
     prepared: Prepared
     scores: Tensor | None  # [train] float64, larger is harder
-    record: Record
+    journey: Journey  # at the end
+
+
+class Setting(NamedTuple):
+    """Where a run takes place."""
+
+    folder: Path
+    asked: Callable[[], int]  # the signal that has come, or 0
+    team: Team
+    log: Callable[[list[dict[str, Any]]], None]  # lines of metrics, to whoever else is told
+
+    @property
+    def writes(self) -> bool:
+        return self.team.rank == 0
 
 
 def load(experiment: Experiment) -> Prepared:
@@ -75,10 +61,14 @@ def identity(experiment: Experiment, prepared: Prepared, plugins: dict[str, str]
 
 
 def fingerprint(prepared: Prepared) -> str:
-    """A hash of all samples and labels that are trained on, chosen by and judged by."""
+    """A hash of all samples and labels that are trained on, chosen by and judged by; of samples that are not in memory,
+    of what they are called."""
     digest = hashlib.sha256()
-    for part in (prepared.train.x, prepared.train.y, prepared.id, *prepared.validation, *prepared.test):
-        digest.update(part.contiguous().numpy().tobytes())
+    for part in (prepared.train, prepared.validation, prepared.test):
+        for leaf in (part.x, part.y):
+            digest.update(memoryview(tree.bits(leaf).numpy()) if isinstance(leaf, Tensor) else leaf.identity.encode())
+    for ids in prepared.id.values():
+        digest.update(memoryview(tree.bits(ids).numpy()))
     return digest.hexdigest()
 
 
@@ -89,139 +79,186 @@ def holds(folder: Path, experiment: Experiment, prepared: Prepared, plugins: dic
     return store.agree(folder, experiment.config, identity(experiment, prepared, plugins))
 
 
-def start_or_continue(experiment: Experiment, prepared: Prepared, folder: Path, plugins: dict[str, str]) -> Outcome:
+def start_or_continue(
+    experiment: Experiment,
+    prepared: Prepared,
+    folder: Path,
+    plugins: dict[str, str],
+    *,
+    team: Team = ALONE,
+    log: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+) -> Outcome:
     """Everything a run computes, beginning where the folder's checkpoints stand; the folder must be held."""
     itself = identity(experiment, prepared, plugins)
-    if not store.agree(folder, experiment.config, itself):
-        store.clear(folder)
+    writes = team.rank == 0
+    if writes:
+        if not store.agree(folder, experiment.config, itself):
+            store.clear(folder)
+            files.write_json(folder / store.ENVIRONMENT, environment.describe())
         store.write_config(folder, experiment.config, itself)
-        files.write_json(folder / store.ENVIRONMENT, environment.describe())
     with signals.asked_to_stop() as asked:
+        here = Setting(folder, asked, team, log)
         try:
-            scores = _scores(experiment, prepared, folder, asked) if "score" in experiment.components else None
-            record = _train(experiment, prepared, scores, folder, asked)
-        except Stopped as stop:
-            files.write_json(folder / store.STATUS, {"status": "interrupted", "detail": str(stop)})
+            scores = _scores(experiment, prepared, here) if "score" in experiment.components else None
+            journey = _train(experiment, prepared, scores, here)
+        except (Stopped, Diverged) as halt:
+            status = "interrupted" if isinstance(halt, Stopped) else "diverged"
+            if writes:
+                files.write_json(folder / store.STATUS, {"status": status, "detail": str(halt)})
             raise
-        except Diverged as wrong:
-            files.write_json(folder / store.STATUS, {"status": "diverged", "detail": str(wrong)})
-            raise
-    return Outcome(experiment, prepared, scores, record)
+    return Outcome(experiment, prepared, scores, journey)
 
 
-def _scores(experiment: Experiment, prepared: Prepared, folder: Path, asked: Callable[[], int]) -> Tensor:
+def _scores(experiment: Experiment, prepared: Prepared, here: Setting) -> Tensor:
     """The difficulty of the training samples, from the folder if it is there already."""
     from fcurr.io import tables  # pyarrow
 
-    path = folder / store.SCORES
+    path, settings = here.folder / store.SCORES, experiment.training
     if path.exists():
-        return tables.read_scores(path, prepared.id)
+        return tables.read_scores(path, prepared.id["train"])
 
     def fit(data: Dataset, seen: Tensor) -> Params:
-        program, run = fit_program(experiment, prepared, data, seen)
-        names = [f"model {member} of the score" for member in range(len(seen))]
+        program, run = fit_program(experiment, prepared, data, seen, here.team)
         watch = Watch(
-            f"scoring ({len(seen)} models)", names, folder / store.SCORING, experiment.training.save_every, asked
+            phase="score",
+            label=f"scoring ({len(seen)} models)",
+            names=[f"model {member} of the score" for member in range(len(seen))],
+            folder=here.folder / store.SCORING,
+            steps=Steps(None),
+            evaluate_every=experiment.fit.iterations,
+            save_every=settings.save_every if settings.clock == "step" else experiment.fit.iterations,
+            on_nonfinite="stop",
+            asked=here.asked,
+            begin=lambda journey: journey,
+            settle=lambda: None,
+            writes=here.writes,
+            fetch=fetching(data, run.iteration.device, here.team),
         )
-        journey = _travel(program, _where(Journey(run, ()), watch.file), watch)
-        return training.variables(journey.run.train)
+        return training.variables(travel(program, Journey(run, ()), watch).run.train)
 
     scores = difficulty(experiment, prepared, fit)
     recipe = experiment.config["score"]
     recipe = recipe if isinstance(recipe, dict) else {"fn": recipe}
-    tables.write_scores(path, prepared, scores, recipe=recipe, data=fingerprint(prepared))
-    (folder / store.SCORING).unlink(missing_ok=True)
+    if here.writes:
+        tables.write_scores(path, prepared, scores, recipe=recipe, data=fingerprint(prepared))
+        checkpoint.clear(here.folder / store.SCORING)
     return scores
 
 
-def _train(
-    experiment: Experiment, prepared: Prepared, scores: Tensor | None, folder: Path, asked: Callable[[], int]
-) -> Record:
-    program, run = train_program(experiment, prepared, scores)
+def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, here: Setting) -> Journey:
+    program, run = train_program(experiment, prepared, scores, here.team)
     members, settings = experiment.members, experiment.training
-    limits, last = training.lengths(program), training.length(program)
-    names = [f"{m.arm}{''.join(f', {key} = {value}' for key, value in m.axes.items())}" for m in members]
-    watch = Watch(f"training ({len(members)} members)", names, folder / store.CHECKPOINT, settings.save_every, asked)
-    start = _where(Journey(run, observe.blank(training.variables(run.train), len(members))), watch.file)
-    store.rewrite_metrics(folder, store.metrics(folder, until=int(start.run.iteration)))
+    watched = watching.observers(
+        experiment.lists["observers"], [build(call, prepared.entries) for call in experiment.lists["observers"]]
+    )
+    steps = Steps(here.folder / store.STEPS, writes=here.writes)
+    tracked = next(iter(prepared.metrics))
+    device = run.iteration.device
+    measure = partial(
+        evaluating.answers,
+        model=prepared.model,
+        loss=prepared.entries["loss"],
+        chunk=settings.inference_batch_size,
+        fetch=fetching(prepared.validation, device),
+    )
+    validation = placed(prepared.validation, device)
 
-    def look(journey: Journey) -> Journey:
+    def begin(journey: Journey) -> Journey:
         run, record = journey
         assert isinstance(record, Record)
-        record = observe.stepped(record, run.train.loss, run.iteration <= limits)
-        if int(run.iteration) % settings.evaluate_every == 0 or int(run.iteration) == last:
-            variables = training.variables(run.train)
-            validation = training.correct(variables, prepared.validation, model=prepared.model)
-            test = training.correct(variables, prepared.test, model=prepared.model)
-            at = torch.minimum(run.iteration, limits)
-            store.append_metrics(folder, _rows(experiment, prepared, run, record, validation, test))
-            record = observe.evaluated(record, at, variables, validation, test)
-        return Journey(run, record)
+        done = int(run.iteration)
+        steps.keep(done, torch.where(run.iteration < run.last, record.evaluated, run.iteration))
+        if here.writes:
+            store.rewrite_metrics(here.folder, store.metrics(here.folder, until=done))
+        tired = (record.waited >= settings.patience) & (settings.patience > 0)
+        return Journey(run._replace(last=torch.where(tired, run.last, fold.lengths(program))), record)
 
-    journey = _travel(program, start, watch, look)
-    assert isinstance(journey.record, Record)
-    return journey.record
+    def settle() -> None:
+        steps.flush()
+        if here.writes:
+            store.sync(here.folder / store.STEPS, here.folder / store.METRICS)
+
+    def look(journey: Journey, due: Tensor) -> Journey:
+        run, record = journey
+        assert isinstance(record, Record)
+        variables, at = training.variables(run.train), torch.minimum(run.iteration, run.last)
+        found = evaluating.measured(measure(variables, validation), validation.y, prepared.metrics)
+        loss, nonfinite = steps.means(record.evaluated, at)
+        numbers = {"loss": loss, "nonfinite": nonfinite}
+        numbers |= {f"validation_{name}": values for name, values in found.items()}
+        rows = _rows(experiment, run, due, numbers, watching.view(watched, run.train))
+        if here.writes:
+            store.append_metrics(here.folder, rows)
+            here.log(rows)
+        value = found[tracked]
+        record = observe.evaluated(record, due, at, variables, value, prepared.higher)
+        steps.forget(int(torch.where(run.iteration < run.last, record.evaluated, run.iteration).min()))
+        after = run
+        if program.advance is not None:
+            lower = -value if prepared.higher else value
+            after = after._replace(train=tree.where(due, program.advance(program.varying, run.train, lower), run.train))
+        if settings.patience and bool((tired := due & (record.waited >= settings.patience)).any()):
+            after = after._replace(last=torch.where(tired, at, run.last))
+        return Journey(after, record)
+
+    start = Journey(run, observe.blank(training.variables(run.train), len(members)))
+    watch = Watch(
+        phase="train",
+        label=f"training ({len(members)} members)",
+        names=[f"{m.arm}{''.join(f', {key} = {value}' for key, value in m.axes.items())}" for m in members],
+        folder=here.folder / store.CHECKPOINTS,
+        steps=steps,
+        evaluate_every=settings.evaluate_every,
+        save_every=settings.save_every,
+        on_nonfinite=settings.on_nonfinite,
+        asked=here.asked,
+        begin=begin,
+        settle=settle,
+        writes=here.writes,
+        fetch=fetching(prepared.train, device, here.team),
+        observers=watched,
+    )
+    return travel(program, start, watch, look)
 
 
-def _where(start: Journey, file: Path) -> Journey:
-    """Where the checkpoint stands, or the start."""
-    return checkpoint.load(file, start) if file.exists() else start
+def fetching(data: Dataset, device: torch.device, team: Team = ALONE) -> Fetch:
+    """How batches are taken: this process's part of them; ahead, if the samples are not in memory."""
 
+    def part(ids: Tensor) -> Tensor:
+        size = ids.shape[-1] // team.world
+        return ids[..., team.rank * size : (team.rank + 1) * size]
 
-def _travel(
-    program: Program, journey: Journey, watch: Watch, look: Callable[[Journey], Journey] = lambda journey: journey
-) -> Journey:
-    """The fold over a program, watched: it shows how far it is, saves, stops when asked, and refuses to go on from, or
-    to save, what is not finite."""
-    last, done = training.length(program), int(journey.run.iteration)
-    if done >= last:
-        return journey
-    with progress.bar(watch.label, last, done) as tick:
-        for run in training.proceed(program, journey.run):
-            _finite("loss", run.train.loss, run, watch)
-            journey = look(Journey(run, journey.record))
-            done += 1
-            tick(1)
-            stop = watch.asked()
-            if stop or done % watch.save_every == 0 or done == last:
-                for name, leaf in run.train.params.items():
-                    _finite(f"parameter {name}", leaf, run, watch)
-                checkpoint.save(watch.file, journey, iteration=done)
-            if stop and done < last:
-                raise Stopped(stop, done, last)
-    return journey
+    def there(take: Callable[[Tensor], Batch], ids: Tensor) -> Batch:
+        return tree.map(lambda leaf: leaf.to(device), take(part(ids).cpu()))
 
-
-def _finite(what: str, values: Tensor, run: Run, watch: Watch) -> None:
-    """Diverged, naming step and members, unless every number [member, ...] is finite."""
-    if bool(values.isfinite().all()):
-        return
-    bad = ~values.reshape(len(values), -1).isfinite()
-    wrong = bad.any(1).nonzero().flatten().tolist()
-    value = float(values.reshape(len(values), -1)[wrong[0]][bad[wrong[0]]][0])
-    which = "; ".join(watch.names[member] for member in wrong[:3])
-    which += f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    kept = f"the last good checkpoint is {watch.file}" if watch.file.exists() else "no checkpoint had been written yet"
-    said = f"the {what} became {value} at step {int(run.iteration)} in {which}"
-    raise Diverged(f"{said}; {kept}; a smaller learning rate or clipping may help")
+    if not isinstance(data.x, Tensor):
+        return lambda take, ids: loading.ahead(partial(there, take), ids)
+    if team.world > 1:
+        return lambda take, ids: (take(part(some)) for some in ids)
+    return map
 
 
 def _rows(
-    experiment: Experiment, prepared: Prepared, run: Run, record: Record, validation: Tensor, test: Tensor
+    experiment: Experiment,
+    run: fold.Run,
+    due: Tensor,
+    numbers: dict[str, Tensor],
+    views: dict[str, list[float | None]],
 ) -> list[dict[str, Any]]:
-    """A line of metrics a member; the loss of a member that had finished before is null."""
-    loss = (record.loss / record.batches).tolist()
+    """A line of metrics for each member that is due."""
+    columns = {name: values.tolist() for name, values in numbers.items()}
+    at = torch.minimum(run.iteration, run.last).tolist()
     return [
         {
-            "iteration": int(run.iteration),
+            "iteration": at[place],
             "member": place,
             "arm": member.arm,
             **member.axes,
             "size": int(run.cursor.size[place]),
             "epoch": int(run.cursor.epoch[place]),
-            "loss": loss[place] if math.isfinite(loss[place]) else None,
-            "validation": int(validation[place]) / len(prepared.validation.y),
-            "test": int(test[place]) / len(prepared.test.y),
+            **{name: watching.finite(values[place]) for name, values in columns.items()},
+            **{name: values[place] for name, values in views.items()},
         }
         for place, member in enumerate(experiment.members)
+        if due[place]
     ]

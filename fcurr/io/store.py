@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from fcurr.errors import BadInput
 from fcurr.io import files, toml
 
 CONFIG, IDENTITY, STATUS = "config.toml", "identity.json", "status.json"
-METRICS, SCORES = "metrics.jsonl", "scores.parquet"
-CHECKPOINT, SCORING, RESULTS, REPORT = "checkpoint.safetensors", "scoring.safetensors", "results.json", "report.html"
-ENVIRONMENT = "environment.json"
-WRITTEN = (STATUS, METRICS, SCORES, CHECKPOINT, SCORING, RESULTS, REPORT, ENVIRONMENT, CONFIG, IDENTITY)
+METRICS, STEPS, SCORES = "metrics.jsonl", "steps.jsonl", "scores.parquet"
+CHECKPOINTS, SCORING, PREDICTIONS = "checkpoints", "scoring", "predictions"  # folders
+RESULTS, REPORT, TABLE, ENVIRONMENT = "results.json", "report.html", "metrics.parquet", "environment.json"
+WRITTEN = (STATUS, METRICS, STEPS, TABLE, SCORES, RESULTS, REPORT, ENVIRONMENT, CONFIG, IDENTITY)
+FOLDERS = (CHECKPOINTS, SCORING, PREDICTIONS)
+MAY_CHANGE = ("observers", "loggers", "training.save_every", "training.device")  # of a run that is gone on with
 
 
 @contextlib.contextmanager
@@ -40,16 +43,27 @@ def held(folder: Path) -> Iterator[None]:
 def agree(folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds a run of this config, with this identity: plugins, members, data. BadInput if it holds
     another run, or something else; a run that got nowhere is nothing."""
-    if not own(folder) or not any((folder / name).exists() for name in (SCORES, SCORING, CHECKPOINT)):
+    if not own(folder) or not any((folder / name).exists() for name in (SCORES, SCORING, CHECKPOINTS)):
         return False
     if not (folder / CONFIG).exists():  # --fresh was killed
         return False
     there = {"config": toml.read(folder / CONFIG)[0], **read_json(folder / IDENTITY)}
     here = json.loads(json.dumps({"config": config, **identity}, default=str))
-    if there == here:
-        return True
-    key, old, new = next(_differences(there, here))
-    kind, _, rest = key.partition(".")
+    for key, old, new in _differences(there, here):
+        kind, _, rest = key.partition(".")
+        if kind == "config" and (
+            _longer(rest, old, new) or any(rest == k or rest.startswith(f"{k}.") for k in MAY_CHANGE)
+        ):
+            continue
+        _refuse(folder, kind, rest, old, new)
+    return True
+
+
+def _longer(key: str, old: str, new: str) -> bool:
+    return key == "training.total_iterations" and old.isdigit() and new.isdigit() and int(new) > int(old)
+
+
+def _refuse(folder: Path, kind: str, rest: str, old: str, new: str) -> None:
     what = {
         "config": f"a run with {rest} = {old}, not {new}",
         "plugins": f"a run with another {rest}.py",
@@ -70,6 +84,8 @@ def clear(folder: Path) -> None:
     if own(folder):
         for name in WRITTEN:
             (folder / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def own(folder: Path) -> bool:
@@ -116,11 +132,17 @@ def rewrite_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """One line a row, on the disk when this returns."""
+    """One line a row."""
     with open(folder / METRICS, "a") as file:
         file.write("".join(_line(row) for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+
+
+def sync(*paths: Path) -> None:
+    """What has been written to files is on the disk when this returns."""
+    for path in paths:
+        if path.exists():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def _line(row: dict[str, Any]) -> str:

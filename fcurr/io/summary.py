@@ -1,42 +1,111 @@
 """What a run found: the table, results.json, and the story its report tells."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
 import torch
 from torch import Tensor
 
-from fcurr import observe
-from fcurr.io import files, store
+from fcurr import evaluating, observe, training
+from fcurr.evaluating import Answers
+from fcurr.io import files, predictions, store
 from fcurr.io.report import Arm, Picture, Story, render
-from fcurr.io.runner import Outcome
+from fcurr.io.runner import Outcome, fetching
+from fcurr.io.watching import finite
+from fcurr.observe import Record
+from fcurr.study.prepare import Prepared
+from fcurr.study.program import placed
+from fcurr.types import Dataset, Params
 
 HARDEST, SHOWN = 0.4, 18  # the share of the samples searched for wrong labels; pictures shown of either kind
 
 
-def results(outcome: Outcome, folder: Path) -> dict[str, Any]:
+class Judged(NamedTuple):
+    """What the test samples say, of parameters in the end and at the best evaluation."""
+
+    last: dict[str, Tensor]  # name -> [member]
+    best: dict[str, Tensor]
+    answers: Answers  # of the best
+
+
+def judged(outcome: Outcome) -> Judged:
+    """The test samples are looked at here, once, after all training."""
+    prepared, (run, record) = outcome.prepared, outcome.journey
+    assert isinstance(record, Record)
+    test = placed(prepared.test, run.iteration.device)
+    last, best = (_answers(outcome, test, found) for found in (training.variables(run.train), record.best))
+    measure = partial(evaluating.measured, y=test.y, metrics=prepared.metrics)
+    return Judged(measure(last), measure(best), best)
+
+
+def _answers(outcome: Outcome, data: Dataset, variables: Params) -> Answers:
+    prepared = outcome.prepared
+    return evaluating.answers(
+        variables,
+        data,
+        model=prepared.model,
+        loss=prepared.entries["loss"],
+        chunk=outcome.experiment.training.inference_batch_size,
+        fetch=fetching(data, next(iter(variables.values())).device),
+    )
+
+
+def results(outcome: Outcome, found_out: Judged) -> dict[str, Any]:
     """The table and the facts of a finished run, as data."""
-    rows = store.metrics(folder)
-    final = max(row["iteration"] for row in rows)
-    last = {row["member"]: row["test"] for row in rows if row["iteration"] == final}
-    best = (outcome.record.test.double() / len(outcome.prepared.test.y)).tolist()
-    table = []
+    prepared, (run, record) = outcome.prepared, outcome.journey
+    assert isinstance(record, Record)
+    tracked, table = next(iter(prepared.metrics)), []
     for name, members in groups(outcome).items():
-        ends = observe.spread(torch.tensor([last[m] for m in members]))
-        tops = observe.spread(torch.tensor([best[m] for m in members]))
+        ends, tops = (observe.spread(numbers[tracked][members]) for numbers in (found_out.last, found_out.best))
         table.append(
             {
                 "arm": name,
-                "last_mean": ends.mean,
-                "last_std": ends.deviation,
-                "best_mean": tops.mean,
-                "best_std": tops.deviation,
+                "last_mean": finite(ends.mean),
+                "last_std": finite(ends.deviation),
+                "best_mean": finite(tops.mean),
+                "best_std": finite(tops.deviation),
                 "seeds": len(members),
             }
         )
-    return {"table": table, "facts": dict(facts(outcome)), "iteration": final, "found": found(outcome)}
+    members = [
+        {
+            "member": place,
+            "arm": member.arm,
+            **member.axes,
+            "iterations": int(run.last[place]),
+            "best_iteration": int(record.iteration[place]),
+            "last": {name: finite(float(values[place])) for name, values in found_out.last.items()},
+            "best": {name: finite(float(values[place])) for name, values in found_out.best.items()},
+        }
+        for place, member in enumerate(outcome.experiment.members)
+    ]
+    return {
+        "metric": tracked,
+        "higher": prepared.higher,
+        "table": table,
+        "members": members,
+        "confusion": confusions(outcome, found_out.answers),
+        "classes": list(prepared.train.classes),
+        "facts": dict(facts(outcome)),
+        "iteration": int(run.iteration),
+        "found": found(outcome),
+    }
+
+
+def confusions(outcome: Outcome, answers: Answers) -> dict[str, list[list[int]]] | None:
+    """arm -> [class][class]: test samples of the row's class taken for the column's, over all seeds."""
+    test = outcome.prepared.test
+    if test.task != "classification":
+        return None
+    count = partial(evaluating.confusion, y=test.y.to(answers.outputs.device), classes=len(test.classes))
+    return {
+        name: sum(count(answers.outputs[place]) for place in members).tolist()  # pyright: ignore
+        for name, members in groups(outcome).items()
+    }
 
 
 def groups(outcome: Outcome) -> dict[str, list[int]]:
@@ -50,21 +119,26 @@ def groups(outcome: Outcome) -> dict[str, list[int]]:
 
 def found(outcome: Outcome) -> dict[str, int] | None:
     """How many of the wrongly labelled samples are among the hardest."""
-    wrong = outcome.prepared.train.y != outcome.prepared.true
+    wrong = wrongly(outcome.prepared)
     if outcome.scores is None or not bool(wrong.any()):
         return None
     hard = observe.hardest(outcome.scores, HARDEST)
     return {"wrong": int(wrong.sum()), "among_hardest": int((wrong & hard).sum()), "hardest": int(hard.sum())}
 
 
+def wrongly(prepared: Prepared) -> Tensor:
+    """[train] bool: whose label is not the one before noise."""
+    return (prepared.train.y != prepared.true).reshape(len(prepared.true), -1).any(1)
+
+
 def facts(outcome: Outcome) -> list[tuple[str, str]]:
     """What was trained, in words."""
     prepared, experiment = outcome.prepared, outcome.experiment
-    wrong = int((prepared.train.y != prepared.true).sum())
+    wrong = int(wrongly(prepared).sum())
     listed = [
         ("samples to train on", f"{len(prepared.train.y):,}"),
         ("to choose by, to judge by", f"{len(prepared.validation.y):,} and {len(prepared.test.y):,}"),
-        ("classes", str(len(prepared.train.classes))),
+        ("targets" if prepared.train.task == "regression" else "classes", str(len(prepared.train.classes))),
         (
             "members",
             f"{len(experiment.members)}, {experiment.training.total_iterations:,} {experiment.training.clock}s each",
@@ -87,33 +161,48 @@ def facts(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def write(outcome: Outcome, folder: Path) -> dict[str, Any]:
-    """results.json and report.html."""
-    found_out = results(outcome, folder)
+    """results.json, metrics.parquet, predictions and report.html."""
+    seen = judged(outcome)
+    rows, found_out = store.metrics(folder), results(outcome, seen)
+    predictions.write_table(folder / store.TABLE, pyarrow.Table.from_pylist(rows))
+    _write_predictions(outcome, folder / store.PREDICTIONS, seen.answers)
     files.write_json(folder / store.RESULTS, found_out)
-    files.write(folder / store.REPORT, render(story(outcome, folder, found_out["table"])))
+    files.write(folder / store.REPORT, render(story(outcome, folder, found_out)))
     return found_out
 
 
-def story(outcome: Outcome, folder: Path, table: list[dict[str, Any]]) -> Story:
+def _write_predictions(outcome: Outcome, folder: Path, of_test: Answers) -> None:
+    prepared, (run, record) = outcome.prepared, outcome.journey
+    assert isinstance(record, Record)
+    folder.mkdir(exist_ok=True)
+    arms = [member.arm for member in outcome.experiment.members]
+    for name, wanted in outcome.experiment.outputs._asdict().items():
+        if wanted:
+            data = placed(getattr(prepared, name), run.iteration.device)
+            answers = of_test if name == "test" else _answers(outcome, data, record.best)
+            predictions.write(folder / f"{name}.parquet", data, prepared.id[name], answers, arms)
+
+
+def story(outcome: Outcome, folder: Path, found_out: dict[str, Any]) -> Story:
     """All that the report shows."""
-    rows = store.metrics(folder)
+    rows, table = store.metrics(folder), found_out["table"]
+    validation = f"validation_{found_out['metric']}"
     iterations = np.array(sorted({row["iteration"] for row in rows}))
     curves = {
-        key: _grid(rows, key, len(iterations), len(outcome.experiment.members))
-        for key in ("test", "validation", "loss", "size")
+        key: _grid(rows, key, iterations, len(outcome.experiment.members)) for key in (validation, "loss", "size")
     }
     arms = [
         Arm(
             name=name,
-            accuracy=curves["test"][:, members],
-            validation=curves["validation"][:, members],
+            accuracy=curves[validation][:, members],
+            validation=curves[validation][:, members],
             loss=curves["loss"][:, members],
-            sizes=curves["size"][:, members[0]].astype(int),
+            sizes=np.nan_to_num(curves["size"][:, members[0]]).astype(int),
         )
         for name, members in groups(outcome).items()
     ]
     scores, prepared = outcome.scores, outcome.prepared
-    wrong = prepared.train.y != prepared.true
+    wrong = wrongly(prepared)
     order = None if scores is None else torch.argsort(scores, stable=True)
     return Story(
         name=outcome.experiment.name,
@@ -130,18 +219,23 @@ def story(outcome: Outcome, folder: Path, table: list[dict[str, Any]]) -> Story:
     )
 
 
-def _grid(rows: list[dict[str, Any]], key: str, evaluations: int, members: int) -> np.ndarray:
-    """[evaluation, member] of a metric; null is nan."""
-    values = [np.nan if row[key] is None else row[key] for row in rows]
-    return np.array(values, dtype=float).reshape(evaluations, members)
+def _grid(rows: list[dict[str, Any]], key: str, iterations: np.ndarray, members: int) -> np.ndarray:
+    """[evaluation, member] of a metric; null is nan. A member keeps its last value until it is evaluated again."""
+    grid = np.full((len(iterations), members), np.nan)
+    place = {iteration: row for row, iteration in enumerate(iterations.tolist())}
+    for row in rows:
+        grid[place[row["iteration"]] :, row["member"]] = np.nan if row[key] is None else row[key]
+    return grid
 
 
 def _pictures(outcome: Outcome, places: Tensor) -> list[Picture]:
     """Samples as pictures, if they are: [height, width], or one or three planes of it."""
     train, scores = outcome.prepared.train, outcome.scores
     shape = train.features
-    if scores is None or not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
+    images = isinstance(train.x, Tensor) and train.task == "classification"
+    if scores is None or not images or not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
         return []
+    assert isinstance(train.x, Tensor)
     low, high = train.x.min(), train.x.max()
     shown = []
     for place in places.tolist():
@@ -149,5 +243,5 @@ def _pictures(outcome: Outcome, places: Tensor) -> list[Picture]:
         if len(shape) == 3:
             pixels = pixels[0] if shape[0] == 1 else np.moveaxis(pixels, 0, -1)
         given, true = (train.classes[int(labels[place])] for labels in (train.y, outcome.prepared.true))
-        shown.append(Picture(int(outcome.prepared.id[place]), pixels, given, true, float(scores[place])))
+        shown.append(Picture(int(outcome.prepared.id["train"][place]), pixels, given, true, float(scores[place])))
     return shown

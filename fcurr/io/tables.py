@@ -1,6 +1,5 @@
 """Scores as a table: Apache Parquet, readable by anything."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,25 @@ from torch import Tensor
 
 from fcurr import curriculum, observe
 from fcurr.errors import BadInput
-from fcurr.io import files
+from fcurr.io.predictions import named, write_table
 from fcurr.study.prepare import Prepared
 
 
 def write_scores(path: Path, prepared: Prepared, scores: Tensor, *, recipe: dict[str, Any], data: str) -> None:
     """A row a training sample: its position in the data, the label as given and before noise, its difficulty (larger is
     harder), and its rank (0 the easiest, 1 the hardest, ties broken at random)."""
-    names = prepared.train.classes
     rank = observe.ranks(curriculum.easy_first(scores, seed=prepared.entries["seed"]))
     table = pyarrow.table(
         {
-            "id": prepared.id.numpy(),
-            "label": [names[c] for c in prepared.train.y.tolist()],
-            "true_label": [names[c] for c in prepared.true.tolist()],
+            "id": prepared.id["train"].numpy(),
+            "label": named(prepared.train.y, prepared.train),
+            "true_label": named(prepared.true, prepared.train),
             "score": scores.numpy(),
             "rank": rank.numpy(),
         }
     )
     facts = {"recipe": json.dumps(recipe, default=str), "data": data, "sense": "larger is harder"}
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table.replace_schema_metadata(facts), buffer)
-    files.write(path, buffer.getvalue())
+    write_table(path, table.replace_schema_metadata(facts))
 
 
 def read_scores(path: Path, ids: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fcurr import rng
+from fcurr.mapping import over_members
 from fcurr.types import Dataset, Harder, Loss, Many, Model, Params, Seed, Times
 
 
@@ -42,7 +43,7 @@ def fold_masks(samples: int, *, folds: Many, repeats: Times, seed: Seed) -> Tens
 
 def member_losses(params: Params, data: Dataset, *, model: Model, loss: Loss, chunk: int = 4096) -> Tensor:
     """[member, sample]: every member's loss of every sample, a chunk of samples at a time."""
-    score = torch.func.vmap(lambda member, x, y: loss(model.apply(member, x), y), in_dims=(0, None, None))
-    parts = zip(data.x.split(chunk), data.y.split(chunk), strict=True)
     with torch.no_grad():
-        return torch.cat([score(params, x, y) for x, y in parts], dim=1)
+        batches = (data.take(ids) for ids in torch.arange(len(data.y)).split(chunk))
+        parts = [over_members(lambda own, x, y: loss(model.apply(own, x), y), params, b.x, b.y) for b in batches]
+    return torch.cat(parts, dim=1)

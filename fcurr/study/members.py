@@ -19,6 +19,7 @@ from fcurr.study.near import near
 from fcurr.types import Seed
 
 CURRICULUM = {"order": "random", "sampling": "unbalanced", "pace": "none"}  # plain training
+LOSS = "likelihood"  # of the task that the labels are
 MAY_VARY = ("seed", "optimizer", "loss", "curriculum")
 
 
@@ -144,7 +145,7 @@ def _member(
             axes=axes,
             seed=units.checked(own.get("seed", 0), Seed, "seed"),
             optimizer=resolve(own["optimizer"], "optimizer", "optimizer", plugins),
-            loss=resolve(own.get("loss", "cross_entropy"), "loss", "loss", plugins),
+            loss=resolve(own.get("loss", LOSS), "loss", "loss", plugins),
             curriculum=Curriculum(**parts),
         )
     except BadInput as wrong:

@@ -1,29 +1,38 @@
 """From an experiment and its data to what is trained on: pure, and checked before anything is trained."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fcurr import tree
+from fcurr import curriculum, metrics, tree
+from fcurr.data import splits
 from fcurr.data.splits import Splits
 from fcurr.errors import BadInput
+from fcurr.evaluating import CHUNK
+from fcurr.inputs import scaled
+from fcurr.precision import mixed
 from fcurr.study import units
-from fcurr.study.bind import Call, build, flowing, guarded
+from fcurr.study.bind import Call, build, flowing, guarded, resolve
 from fcurr.study.config import Experiment
-from fcurr.types import Batch, Dataset, Loss, Model, Optimizer, Params
+from fcurr.training import as_it_is, in_order
+from fcurr.types import Augment, Batch, Dataset, Loss, Metric, Model, Optimizer, Params
 
 
 class Prepared(NamedTuple):
     """The data as it is trained on, and the model."""
 
     train: Dataset  # the samples trained on, with the labels as given
-    true: Tensor  # [train] int64, the labels before noise
-    id: Tensor  # [train] int64, positions in the data set
-    validation: Batch
-    test: Batch
+    true: Tensor  # [train, ...], the labels before noise
+    id: dict[str, Tensor]  # train, validation, test -> [sample] int64, positions in the data set
+    validation: Dataset
+    test: Dataset
     model: Model
+    augment: Augment
+    metrics: dict[str, Metric]  # by the name they are written under; the first is tracked
+    higher: bool  # whether more of the tracked metric is better
     entries: dict[str, Any]  # what the run gives to whoever asks for it by name
 
 
@@ -31,7 +40,14 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
     """Splits, class sizes, labels, model; BadInput where they do not fit."""
     parts, seed = experiment.components, experiment.seed
     _finite(data)
-    entries: dict[str, Any] = {"seed": seed, "classes": len(data.classes), "features": data.features}
+    entries: dict[str, Any] = {
+        "seed": seed,
+        "classes": len(data.classes),
+        "features": data.features,
+        "task": data.task,
+        "batch_size": experiment.training.batch_size,
+    }
+    _of_classes(experiment, data)
     split = guarded(parts["split"], build(parts["split"], entries), data.y)
     if not isinstance(split, Splits):
         raise BadInput(f"{parts['split'].name} gives a {type(split).__name__}, not Splits", "split")
@@ -43,23 +59,38 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
         ids = ids[guarded(parts["imbalance"], build(parts["imbalance"], entries), data.y[ids])]
     true = data.y[ids]
     given = _noisy(parts["noise"], entries, true) if "noise" in parts else true
+    train = data.part(ids)._replace(y=given)
     model = build(parts["model"], entries)
     if not isinstance(model, Model):
         raise BadInput(f"{parts['model'].name} gives a {type(model).__name__}, not a Model", "model")
+    if "scaling" in parts:
+        fitted = guarded(parts["scaling"], build(parts["scaling"], entries), _all(train))
+        model = scaled(model, fitted.shift, fitted.factor)
+    model = mixed(model, experiment.training.precision)
     entries |= {"model": model, "dataset_size": len(ids), "total_iterations": experiment.training.total_iterations}
-    entries["loss"] = build(parts["loss"], entries)
+    if data.task == "classification":
+        entries["counts"] = torch.bincount(given, minlength=len(data.classes))
+    chain = [build(call, entries) for call in experiment.lists["augment"]]
+    augment = partial(in_order, chain=chain) if chain else as_it_is
+    loss = entries["loss"] = build(parts["loss"], entries)
     _fits(model, data)
-    _counts(parts["loss"], entries["loss"], model, data)
+    _tried(experiment, model, loss, augment, train)
     optimizer = build(parts["optimizer"], entries)
     if not isinstance(optimizer, Optimizer):
         raise BadInput(f"{parts['optimizer'].name} gives a {type(optimizer).__name__}, not an Optimizer", "optimizer")
+    calls = experiment.lists["metrics"] or [resolve(name, "metric", "metrics") for name in metrics.DEFAULT[data.task]]
+    named = {_label(call): build(call, entries) for call in calls}
+    _measures(calls, named, model, data)
     return Prepared(
-        train=Dataset(data.x[ids], given, data.classes),
+        train=train,
         true=true,
-        id=ids,
-        validation=data.take(split.validation),
-        test=data.take(split.test),
+        id={"train": ids, "validation": split.validation, "test": split.test},
+        validation=data.part(split.validation),
+        test=data.part(split.test),
         model=model,
+        augment=augment,
+        metrics=named,
+        higher=_higher(calls[0]),
         entries=entries,
     )
 
@@ -110,17 +141,24 @@ def difficulty(experiment: Experiment, prepared: Prepared, fit: Callable[[Datase
         seen = torch.ones(1, len(train.y), dtype=torch.bool)
         params = tree.member(fit(train, seen), 0)
         with torch.no_grad():
-            values = guarded(call, score, params, train.take(torch.arange(len(train.y))))
+            few = (train.take(ids) for ids in torch.arange(len(train.y)).split(CHUNK))
+            values = torch.cat(
+                [guarded(call, score, params, tree.map(lambda x: x.to(_device(params)), b)) for b in few]
+            )
     _one_each(call, values, len(train.y))
     if not bool(values.isfinite().all()):
         worst = int((~values.isfinite()).nonzero()[0])
-        raise BadInput(f"{call.name} gives {float(values[worst])} for sample {int(prepared.id[worst])}", call.where)
-    return sign * values.double()
+        raise BadInput(
+            f"{call.name} gives {float(values[worst])} for sample {int(prepared.id['train'][worst])}", call.where
+        )
+    return sign * values.double().cpu()
 
 
 def _finite(data: Dataset) -> None:
     if len(data.y) == 0:
         raise BadInput("there are no samples", "data")
+    if not isinstance(data.x, Tensor):
+        return  # looking at all of it is reading all of it; a step says what is not finite
     bad = ~data.x.isfinite().flatten(1).all(1)
     if bool(bad.any()):
         raise BadInput(
@@ -143,19 +181,81 @@ def _fits(model: Model, data: Dataset) -> None:
     try:
         params, buffers = model.init(0)
         with torch.no_grad():
-            outputs = model.apply({**params, **buffers}, data.x[:2])
+            outputs = model.apply({**params, **buffers}, data.x[torch.arange(min(2, len(data.y)))])
     except Exception as wrong:  # a stranger's model may raise anything
         first = (str(wrong).splitlines() or [type(wrong).__name__])[0]
         raise BadInput(f"the model does not take samples of shape {list(data.features)}: {first}", "model") from wrong
     if outputs.ndim != 2 or outputs.shape[1] < len(data.classes):
         given = list(outputs.shape[1:])
-        raise BadInput(f"the model has {given} outputs a sample, the labels have {len(data.classes)} classes", "model")
+        what = "targets" if data.task == "regression" else "classes"
+        raise BadInput(f"the model has {given} outputs a sample, the labels have {len(data.classes)} {what}", "model")
 
 
-def _counts(call: Call, loss: Loss, model: Model, data: Dataset) -> None:
-    """Whether the loss gives a number a sample."""
+def _tried(experiment: Experiment, model: Model, loss: Loss, augment: Augment, train: Dataset) -> None:
+    """Whether augmentations and loss take the samples, and the loss gives a number a sample."""
+    call, place = experiment.components["loss"], (torch.tensor(0), torch.tensor(0))
+    few = train.take(torch.arange(min(2, len(train.y))))
+    for own in experiment.lists["augment"]:
+        changed = guarded(own, augment, few, place)
+        if not isinstance(changed, Batch) or changed.x.shape != few.x.shape:
+            raise BadInput(f"{own.name} does not give a batch of samples like those it is given", own.where)
     params, buffers = model.init(0)
     with torch.no_grad():
-        losses = guarded(call, loss, model.apply({**params, **buffers}, data.x[:2]), data.y[:2])
-    if not isinstance(losses, Tensor) or losses.shape != data.y[:2].shape:
-        raise BadInput(f"{call.name} does not give one number a sample, unreduced", "loss")
+        for batch in (few, augment(few, place)):
+            losses = guarded(call, loss, model.apply({**params, **buffers}, batch.x), batch.y)
+            if not isinstance(losses, Tensor) or losses.shape != few.y.shape[:1]:
+                raise BadInput(f"{call.name} does not give one number a sample, unreduced", "loss")
+
+
+def _measures(calls: list[Call], named: dict[str, Metric], model: Model, data: Dataset) -> None:
+    """Whether every metric gives a number, and says which way it points."""
+    if len(named) < len(calls):
+        raise BadInput(f"{calls[-1].name} is asked for twice", "metrics")
+    few = data.take(torch.arange(min(8, len(data.y))))
+    params, buffers = model.init(0)
+    with torch.no_grad():
+        outputs = model.apply({**params, **buffers}, few.x)
+    for call, metric in zip(calls, named.values(), strict=True):
+        _higher(call)
+        value = guarded(call, metric, outputs, few.y)
+        if not isinstance(value, Tensor) or value.shape != ():
+            what = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise BadInput(f"{call.name} gives {what}: a metric is one number, a tensor without axes", call.where)
+
+
+def _higher(call: Call) -> bool:
+    """Whether more of a metric is better; a metric that does not say is BadInput."""
+    direction = units.direction(units.hints(call.function).get("return"))
+    if direction is None:
+        raise BadInput(f"{call.name} does not say which way it points: annotate its result Higher or Lower", call.where)
+    return direction.higher
+
+
+def _label(call: Call) -> str:
+    """The name a metric is written under: label_f1_micro."""
+    return "_".join([call.name.rpartition(":")[2], *(str(value) for value in call.fixed.values())])
+
+
+def _of_classes(experiment: Experiment, data: Dataset) -> None:
+    """BadInput for components that are about classes, where there are none."""
+    if data.task == "classification":
+        return
+    what = "sets of classes" if data.task == "multi-label" else "numbers"
+    own = [experiment.components[key] for key in ("split", "noise", "imbalance") if key in experiment.components]
+    for call in [*own, *(member.curriculum.sampling for member in experiment.members)]:
+        if call.function not in (splits.shuffled, curriculum.unbalanced) and call.function.__module__.startswith(
+            "fcurr."
+        ):
+            instead = {"split": "; shuffled does not", "curriculum.sampling": "; unbalanced does not"}.get(
+                call.where, ""
+            )
+            raise BadInput(f"{call.name} wants a class a sample, and the labels are {what}{instead}", call.where)
+
+
+def _all(data: Dataset) -> Tensor:
+    """[sample, ...]: all samples at once."""
+    return data.x[torch.arange(len(data.y))]
+
+
+def _device(params: Params) -> torch.device:
+    return next(iter(params.values())).device

@@ -1,19 +1,22 @@
 """From what is prepared to the programs that are run: one trains the models that score, one trains the members."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcurr import rng, sampler, training, tree
+from fcurr import fold, rng, sampler, training, tree
 from fcurr.errors import BadInput
-from fcurr.study.bind import Call, build, guarded, replaced
-from fcurr.study.config import Experiment
+from fcurr.fold import InPlay, Program, Run
+from fcurr.precision import loss_scaled
+from fcurr.study.bind import Call, build, guarded, replaced, required
+from fcurr.study.config import Experiment, Training
 from fcurr.study.members import Member
 from fcurr.study.prepare import Prepared, tried
-from fcurr.training import Program, Run, TrainState
+from fcurr.training import ALONE, Team, TrainState
 from fcurr.types import Batch, Dataset, Loss, Optimizer, Pace, Params
 
 SCORING, DRAWING = 1, 2  # streams of a run's seed that are not a component's own
@@ -34,17 +37,25 @@ def plan(experiment: Experiment, prepared: Prepared) -> list[str]:
     return lines
 
 
-def fit_program(experiment: Experiment, prepared: Prepared, data: Dataset, seen: Tensor) -> tuple[Program, Run]:
+def fit_program(
+    experiment: Experiment, prepared: Prepared, data: Dataset, seen: Tensor, team: Team = ALONE
+) -> tuple[Program, Run]:
     """The program that trains the models that score, and its first run."""
     settings = experiment.fit
     if not bool(seen.any(1).all()):
         raise BadInput(f"of {len(data.y)} samples none is left to train a model of the score on", "score")
     entries = {**prepared.entries, "total_iterations": settings.iterations, "dataset_size": len(data.y)}
-    optimizer = build(experiment.components["optimizer"], entries)
-    method = training.gradient_descent(model=prepared.model, loss=entries["loss"], optimizer=optimizer)
+    optimizer = _scaled(build(experiment.components["optimizer"], entries), experiment.training)
+    method = training.gradient_descent(
+        model=prepared.model,
+        loss=entries["loss"],
+        optimizer=optimizer,
+        augment=prepared.augment,
+        shared=team.shared,
+    )
     seeds = rng.fold(experiment.seed, SCORING, torch.arange(len(seen))) & 0x7FFFFFFF
     states = tree.stack([method.init(int(seed)) for seed in seeds])
-    program = training.seen_program(
+    program = fold.seen_program(
         data,
         seen,
         step=lambda varying, state, batch: method.step(state, batch),
@@ -52,28 +63,46 @@ def fit_program(experiment: Experiment, prepared: Prepared, data: Dataset, seen:
         batch_size=settings.batch_size,
         total_iterations=settings.iterations,
     )
-    return _ready(program, states, experiment.training.compile)
+    return _ready(program, states, experiment.training, team)
 
 
-def train_program(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -> tuple[Program, Run]:
+def train_program(
+    experiment: Experiment, prepared: Prepared, scores: Tensor | None, team: Team = ALONE
+) -> tuple[Program, Run]:
     """The program that trains the members, and its first run."""
     settings, members = experiment.training, experiment.members
     rows = lessons(experiment, prepared, scores)
     steps = _steps(experiment, rows)
     varying = {path: torch.tensor(values) for path, values in experiment.varying.items()} | {"total_iterations": steps}
+    table = _in_play(members[0].loss, prepared, rows)
+    if isinstance(table, InPlay):
+        varying["counts"] = table.counts[:, -1]
 
     def recipe(own: Params) -> tuple[Loss, Optimizer]:
         calls = {"loss": members[0].loss, "optimizer": members[0].optimizer}
-        entries = {**prepared.entries, "total_iterations": own["total_iterations"]}  # a schedule counts updates
+        flowing = {key: value for key, value in own.items() if key in ("total_iterations", "counts")}
+        entries = {**prepared.entries, **flowing}  # a schedule counts updates
         for path, value in own.items():
             role, _, inner = path.partition(".")
             if inner:
                 calls[role] = replaced(calls[role], inner, value)
-        return build(calls["loss"], entries), build(calls["optimizer"], entries)
+        return build(calls["loss"], entries), _scaled(build(calls["optimizer"], entries), settings)
 
     def step(own: Params, state: TrainState, batch: Batch) -> TrainState:
         loss, optimizer = recipe(own)
-        return training.train_step(state, batch, model=prepared.model, loss=loss, optimizer=optimizer)
+        move = partial(
+            training.train_step,
+            model=prepared.model,
+            loss=loss,
+            optimizer=optimizer,
+            augment=prepared.augment,
+            accumulate=settings.accumulate,
+            shared=team.shared,
+        )
+        return training.skipping(state, batch, step=move) if settings.on_nonfinite == "skip" else move(state, batch)
+
+    def advance(own: Params, state: TrainState, metric: Tensor) -> TrainState:
+        return training.heard(state, metric, optimizer=recipe(own)[1])
 
     optimizer = recipe({path: values[0] for path, values in varying.items()})[1]
     starts = {m.seed: training.train_start(m.seed, model=prepared.model, optimizer=optimizer) for m in members}
@@ -85,21 +114,65 @@ def train_program(experiment: Experiment, prepared: Prepared, scores: Tensor | N
         batch_size=settings.batch_size,
         clock=settings.clock,
         total_iterations=settings.total_iterations,
+        in_play=table,
+        advance=vmap(advance) if optimizer.advance is not Optimizer._field_defaults["advance"] else None,
     )
-    return _ready(program, tree.stack([starts[m.seed] for m in members]), settings.compile)
+    return _ready(program, tree.stack([starts[m.seed] for m in members]), settings, team)
 
 
-def _ready(program: Program, states: TrainState, compiled: bool) -> tuple[Program, Run]:
-    """The program with its step mapped and traced, and its first run."""
-    run = training.begin(program, states)
-    members = len(program.lessons.key)
-    batch = program.data.take(torch.zeros(members, program.batch_size, dtype=torch.int64))
+def _scaled(optimizer: Optimizer, settings: Training) -> Optimizer:
+    return loss_scaled(optimizer) if settings.precision == "float16" else optimizer
+
+
+def _ready(program: Program, states: TrainState, settings: Training, team: Team) -> tuple[Program, Run]:
+    """The program on its device, with its step mapped and traced, and its first run."""
+    device = chosen(settings.device)
+    if program.batch_size % (team.world * settings.accumulate):
+        words = f"a batch of {program.batch_size} does not come in equal parts for {team.world} processes"
+        raise BadInput(f"{words} of {settings.accumulate} each", "training.batch_size")
+    data = placed(program.data, device)
+    there = partial(tree.map, lambda leaf: leaf.to(device))
+    program = program._replace(data=data, varying=there(program.varying), lessons=there(program.lessons))
+    if isinstance(program.in_play, InPlay):
+        program = program._replace(in_play=there(program.in_play))
+    run = fold.begin(program, there(states))
+    ids = torch.zeros(len(program.lessons.key), program.batch_size // team.world, dtype=torch.int64)
+    batch = there(data.take(ids.to(data.y.device)))
     try:
-        step = training.together(program.step, program.varying, states, batch, compiled=compiled)
+        step = fold.together(program.step, program.varying, run.train, batch, compiled=settings.compile)
     except Exception as wrong:  # in a stranger's model, loss or schedule
         first = (str(wrong).splitlines() or [""])[0]
         raise BadInput(f"a training step fails: {type(wrong).__name__}: {first}", "training") from wrong
     return program._replace(step=step), run
+
+
+def placed(data: Dataset, device: torch.device) -> Dataset:
+    """The data on a device, if it is in memory; what is not is read by the host, and moved a batch at a time."""
+    return data._replace(x=data.x.to(device), y=data.y.to(device)) if isinstance(data.x, Tensor) else data
+
+
+def chosen(device: str) -> torch.device:
+    """The device of a name; "auto" is the first accelerator that there is, or the processor."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except Exception as wrong:
+        first = str(wrong).splitlines()[0]
+        raise BadInput(
+            f'there is no device {device} here ({first}); "auto" takes what there is', "training.device"
+        ) from None
+    return found
+
+
+def _in_play(loss: Call, prepared: Prepared, rows: sampler.Lessons) -> InPlay | tuple[()]:
+    """The classes in play, if the loss asks for their counts."""
+    if "counts" not in required(loss.function):
+        return ()
+    if prepared.train.task != "classification":
+        raise BadInput(f"{loss.name} wants a class a sample", "loss")
+    return fold.in_play(rows, prepared.train.y, len(prepared.train.classes))
 
 
 def _steps(experiment: Experiment, rows: sampler.Lessons) -> Tensor:

@@ -19,8 +19,8 @@ class Role(NamedTuple):
 
 
 _EARLY = frozenset({"seed"})
-_SHAPED = _EARLY | {"features", "classes"}
-_LONG = _SHAPED | {"dataset_size", "total_iterations"}
+_SHAPED = _EARLY | {"features", "classes", "task"}
+_LONG = _SHAPED | {"dataset_size", "total_iterations", "batch_size"}
 _WHOLE = _LONG | {"model", "loss"}
 
 ROLES = {
@@ -28,14 +28,19 @@ ROLES = {
     "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?", _SHAPED),
     "noise": Role("fcurr.data.labels", (("y",),), "which labels are made wrong?", _SHAPED),
     "imbalance": Role("fcurr.data.imbalance", (("y",),), "which classes are made rare?", _SHAPED),
+    "scaling": Role("fcurr.data.scalings", (("x",),), "in what units are the samples?", _SHAPED),
+    "augmentation": Role("fcurr.data.augmentations", (("batch", "place"),), "what is changed at random?", _SHAPED),
     "model": Role("fcurr.models", ((),), "what is trained?", _SHAPED),
-    "loss": Role("fcurr.losses", (("outputs", "y"),), "what is made small?", _LONG),
+    "loss": Role("fcurr.losses", (("outputs", "y"),), "what is made small?", _LONG | {"counts"}),
+    "metric": Role("fcurr.metrics", (("outputs", "y"),), "how good is it?", _SHAPED),
     "optimizer": Role("fcurr.optim", ((),), "how do gradients move parameters?", _WHOLE),
     "learning_rate": Role("fcurr.schedules", (("iteration",),), "how far, and when?", _WHOLE),
     "score": Role("fcurr.scoring", (("params", "batch"), ("data",)), "how hard is a sample?", _WHOLE | {"fit"}),
     "order": Role("fcurr.curriculum", (("scores",),), "which samples first?", _WHOLE),
     "sampling": Role("fcurr.curriculum", (("order", "y"),), "in which class balance?", _WHOLE),
     "pace": Role("fcurr.pacing", (("state", "iteration"),), "how many are in play?", _WHOLE),
+    "observer": Role("fcurr.views", (("state",), ("before", "after", "event")), "what is looked at?", _WHOLE),
+    "logger": Role("fcurr.io.loggers", ((),), "where else are metrics written?", _EARLY),
 }
 
 
@@ -70,7 +75,7 @@ def _returns_component(node: ast.FunctionDef) -> bool:
     """A role without flowing arguments is told by what is returned: a Dataset, a Model, an Optimizer."""
     if node.args.args or node.args.posonlyargs:
         return True
-    return isinstance(node.returns, ast.Name) and node.returns.id in ("Dataset", "Model", "Optimizer")
+    return isinstance(node.returns, ast.Name) and node.returns.id in ("Dataset", "Model", "Optimizer", "Logger")
 
 
 def _sources(module: str) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from fcurr.study import units
 from fcurr.study.bind import flowing, required
-from fcurr.study.config import KEYS, NEEDED, RECORDS, ROLE_KEYS, Name
+from fcurr.study.config import KEYS, LISTS, NEEDED, RECORDS, ROLE_KEYS, Name
 from fcurr.study.members import CURRICULUM
 from fcurr.study.roles import ROLES, components
 from fcurr.types import Seed
@@ -19,6 +19,9 @@ def schema() -> dict[str, Any]:
     """A schema that knows every component, every key, every bound."""
     properties: dict[str, Any] = {"name": _value(Name), "seed": _value(Seed)}
     properties |= {key: {"$ref": f"#/$defs/{key}"} for key in ROLE_KEYS}
+    for key, role in LISTS.items():
+        one = {"$ref": f"#/$defs/{role}"}
+        properties[key] = {"anyOf": [one, {"type": "array", "items": one}]}
     properties |= {key: _table(record, {}) for key, record in RECORDS.items()}
     properties["curriculum"] = {
         "type": "object",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Ge, Gt, Le, Lt
 
 from fcurr.errors import BadInput
-from fcurr.types import Sense, Unit
+from fcurr.types import Direction, Sense, Unit
 
 _BOUNDS = {Gt: ("gt", "greater than"), Ge: ("ge", "at least"), Lt: ("lt", "less than"), Le: ("le", "at most")}
 _MACHINE = 2**31
@@ -56,6 +56,11 @@ def meaning(annotation: Any, value: Any = None) -> str:
 def sense(annotation: Any) -> Sense | None:
     """The sense of a score, read from its return type."""
     return next((note for note in _notes(annotation) if isinstance(note, Sense)), None)
+
+
+def direction(annotation: Any) -> Direction | None:
+    """The direction of a metric, read from its return type."""
+    return next((note for note in _notes(annotation) if isinstance(note, Direction)), None)
 
 
 def checked(value: Any, annotation: Any, where: str) -> Any:

@@ -1,0 +1,58 @@
+"""Observers: functions that are told what happens in a run, and cannot change it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fcurr import tree
+from fcurr.study.bind import Call, flowing, guarded
+
+
+class Event(NamedTuple):
+    """Something that happened between two states of a run."""
+
+    name: str  # "begin", "step", "pass", "evaluate", "save", "setback", "end"; see docs/observers.md
+    phase: str  # "score" or "train"
+    iteration: int  # steps taken
+
+
+class Observers(NamedTuple):
+    told: Sequence[tuple[Call, Callable[[Any, Any, Event], object]]]  # of everything
+    views: Sequence[tuple[str, Call, Callable[[Any], Any]]]  # name, and what to ask at an evaluation
+
+
+NOBODY = Observers((), ())
+
+
+def observers(calls: Sequence[Call], built: Sequence[Callable[..., Any]]) -> Observers:
+    """Sorted by what they take: (before, after, event), or a state."""
+    pairs = list(zip(calls, built, strict=True))
+    return Observers(
+        told=[pair for pair in pairs if len(flowing(pair[0].function)) == 3],
+        views=[(call.name.rpartition(":")[2], call, view) for call, view in pairs if len(flowing(call.function)) == 1],
+    )
+
+
+def tell(watched: Observers, before: Any, after: Any, event: Event) -> None:
+    """Every observer is given copies: what it does to them is lost."""
+    for call, function in watched.told:
+        guarded(call, function, tree.map(_copy, before), tree.map(_copy, after), event)
+
+
+def view(watched: Observers, states: Any) -> dict[str, list[float | None]]:
+    """name -> a number a member, of what the views see; states [member, ...]."""
+    found: dict[str, list[float | None]] = {}
+    for name, call, function in watched.views:
+        members = [guarded(call, function, tree.map(_copy, state)) for state in tree.apart(states)]
+        for key, value in zip(("",) * len(members), members, strict=True):
+            for part, number in (value if isinstance(value, dict) else {key: value}).items():
+                found.setdefault(f"{name}_{part}" if part else name, []).append(finite(float(number)))
+    return found
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return number if number - number == 0 else None
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone()
