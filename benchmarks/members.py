@@ -5,7 +5,7 @@ from interleave import imperative, quiet, ratios, show
 from step import RATE, folding, method
 from torch.func import vmap
 
-from fcurr import fold, optim, training, tree
+from fcurr import fold, optim, tree
 from fcurr.types import Batch
 
 MEMBERS = 16

@@ -137,7 +137,7 @@ def proceed(program: Program, run: Run, fetch: Fetch = map) -> Iterator[Run]:
         for batch, *cursor in zip(fetch(program.data.take, ids), *map(torch.unbind, cursors), strict=True):
             after = Cursor(*cursor)
             if isinstance(program.in_play, InPlay):
-                varying = program.varying | {"counts": counted(program.in_play, run.cursor.size)}
+                varying = program.varying | {"counts": counted(program.in_play, after.size)}
             states = program.step(varying, run.train, batch)
             if uneven:
                 active = run.iteration < run.last
@@ -162,7 +162,7 @@ def in_play(lessons: Lessons, y: Tensor, classes: int) -> InPlay:
     counts = []
     for order, pace in zip(lessons.order.tolist(), lessons.pace.tolist(), strict=True):
         part = torch.searchsorted(
-            padded[pace], torch.arange(len(y), device=y.device), right=True
+            padded[pace], torch.arange(lessons.orders.shape[1], device=y.device), right=True
         )  # the first size it is in
         cells = torch.bincount(
             part.clamp(max=widest) * classes + y[lessons.orders[order].long()], minlength=(widest + 1) * classes

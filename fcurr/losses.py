@@ -47,15 +47,17 @@ def balanced_cross_entropy(outputs: Tensor, y: Tensor, *, counts: Tensor) -> Ten
     counts [class] int64: in a run, how many samples of each class are in play, so the weights follow the pace.
     """
     there = counts > 0
-    inverse = torch.where(there, 1 / counts.clamp(min=1), 0.0)
+    inverse = there / counts.clamp(min=1).to(outputs.dtype)
     weights = there.sum() * inverse / inverse.sum()
-    return _truth(_logs(outputs) * weights.to(outputs.dtype).unsqueeze(-1), y)
+    return _truth(_logs(outputs) * weights.unsqueeze(-1), y)
 
 
 def focal(outputs: Tensor, y: Tensor, *, gamma: Weight = 2.0) -> Tensor:
     """-(1 - p)^gamma log p, p = softmax(outputs)[y]: what is right already counts less. Lin et al. (2017), eq. 4."""
     truth = _truth(_logs(outputs), y)
-    return (-torch.expm1(-truth)).clamp(min=0) ** gamma * truth
+    certain = truth <= 0  # p = 1, where the power of 0 has no slope for gamma < 1
+    missed = -torch.expm1(-torch.where(certain, 1.0, truth))
+    return torch.where(certain, 0.0, missed**gamma * truth)
 
 
 def binary_cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -109,4 +111,4 @@ def _column(weights: Weights, outputs: Tensor) -> Tensor:
     """[class, 1] of the kind of the outputs."""
     if len(weights) != outputs.shape[-1]:
         raise ValueError(f"{len(weights)} weights do not fit {outputs.shape[-1]} outputs: one each")
-    return torch.tensor(weights, dtype=outputs.dtype, device=outputs.device).unsqueeze(-1)
+    return torch.as_tensor(weights, dtype=outputs.dtype, device=outputs.device).unsqueeze(-1)

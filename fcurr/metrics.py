@@ -1,4 +1,5 @@
-"""How good outputs are, side by side: `metric(outputs, y) -> number`, of all samples at once, by torchmetrics.
+"""How good outputs are, side by side: `metric(outputs, y) -> number`, of all samples at once, by torchmetrics; but r2,
+pearson and concordance by their formulas, in float64: there, torchmetrics 1.9 calls little variance none.
 
 Outputs are [sample, class or target], before any softmax or sigmoid. The direction stands in the return type: Higher or
 Lower is better. Several targets count equally. A metric that is not defined is nan, which is worse than anything.
@@ -48,43 +49,62 @@ def f1(outputs: Tensor, y: Tensor, *, classes: Classes, average: Average = "macr
 
 def exact_match(outputs: Tensor, y: Tensor, *, classes: Classes, threshold: Threshold = 0.5) -> Higher:
     """The share of samples whose whole set of classes is found, a class being there if sigmoid(output) > threshold."""
-    return _of("classification.multilabel_exact_match", outputs, y, num_labels=classes, threshold=threshold)
+    return _of("classification.multilabel_exact_match", _there(outputs, threshold), y, num_labels=classes)
 
 
 def label_f1(
     outputs: Tensor, y: Tensor, *, classes: Classes, average: Average = "macro", threshold: Threshold = 0.5
 ) -> Higher:
     """f1 of sets of classes, a class being there if sigmoid(output) > threshold."""
-    return _of(
-        "classification.multilabel_f1_score", outputs, y, num_labels=classes, average=average, threshold=threshold
-    )
+    there = _there(outputs, threshold)
+    return _of("classification.multilabel_f1_score", there, y, num_labels=classes, average=average)
 
 
 def mean_squared_error(outputs: Tensor, y: Tensor) -> Lower:
     """The mean of (outputs - y)^2."""
-    return _of("mean_squared_error", outputs, y)
+    return _of("mean_squared_error", outputs.double(), y.double())
 
 
 def mean_absolute_error(outputs: Tensor, y: Tensor) -> Lower:
     """The mean of |outputs - y|."""
-    return _of("mean_absolute_error", outputs, y)
+    return _of("mean_absolute_error", outputs.double(), y.double())
 
 
 def r2(outputs: Tensor, y: Tensor) -> Higher:
     """The share of the variance that is explained: 1 - sum (outputs - y)^2 / sum (y - mean y)^2, averaged over
-    targets."""
-    return _of("r2_score", outputs, y)
+    targets. Not defined if a target is constant."""
+    outputs, y = outputs.double(), y.double()
+    explained = 1 - (outputs - y).square().sum(0) / (y - y.mean(0)).square().sum(0)
+    return torch.where(_constant(y), torch.nan, explained).mean()
 
 
 def pearson(outputs: Tensor, y: Tensor) -> Higher:
-    """Pearson's correlation of outputs and y, averaged over targets."""
-    return _of("pearson_corrcoef", outputs, y).mean()
+    """Pearson's correlation of outputs and y, averaged over targets. Not defined if a target, or its output, is
+    constant."""
+    a, b = (part.double() - part.double().mean(0) for part in (outputs, y))
+    correlation = (a * b).sum(0) / (a.square().sum(0).sqrt() * b.square().sum(0).sqrt())
+    return torch.where(_constant(outputs) | _constant(y), torch.nan, correlation.clamp(-1, 1)).mean()
 
 
 def concordance(outputs: Tensor, y: Tensor) -> Higher:
     """Lin's (1989) concordance correlation coefficient, averaged over targets: correlation, less what the outputs are
-    off in place and scale."""
-    return _of("concordance_corrcoef", outputs, y).mean()
+    off in place and scale. 2 cov / (var + var + (mean - mean)^2), all divided by the number of samples, as there. Not
+    defined if a target is constant."""
+    outputs, y = outputs.double(), y.double()
+    a, b = outputs - outputs.mean(0), y - y.mean(0)
+    apart = a.square().mean(0) + b.square().mean(0) + (outputs.mean(0) - y.mean(0)).square()
+    return torch.where(_constant(y), torch.nan, 2 * (a * b).mean(0) / apart).mean()
+
+
+def _there(outputs: Tensor, threshold: Threshold) -> Tensor:
+    """[sample, class] int64, 1 for a class that is there. torchmetrics is not left to say whether outputs are logits: it
+    takes them for probabilities if all lie in [0, 1]."""
+    return (outputs.sigmoid() > threshold).long()
+
+
+def _constant(values: Tensor) -> Tensor:
+    """[target] bool: whether it is the same number in all samples; a mean of equal numbers may differ from them."""
+    return (values == values[:1]).all(0)
 
 
 def _of(name: str, outputs: Tensor, y: Tensor, **fixed: Any) -> Tensor:
@@ -94,11 +114,8 @@ def _of(name: str, outputs: Tensor, y: Tensor, **fixed: Any) -> Tensor:
         fixed["validate_args"] = False
         y = y.long()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is not defined for these samples: nan says it
-        try:
-            return function(outputs.float(), y, **fixed)
-        except ValueError:  # fewer samples than it is defined for
-            return outputs.new_full((), torch.nan)
+        warnings.simplefilter("ignore")  # of classes without samples, say
+        return function(outputs, y, **fixed)
 
 
 def _function(name: str) -> Callable[..., Tensor]:

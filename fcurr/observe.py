@@ -42,7 +42,7 @@ def evaluated(record: Record, due: Tensor, iteration: Tensor, variables: Params,
         evaluated=torch.where(due, iteration, record.evaluated),
         value=torch.where(better, value, record.value),
         iteration=torch.where(kept, iteration, record.iteration),
-        waited=torch.where(better, 0, record.waited + due),
+        waited=torch.where(kept, 0, record.waited + due),
         best=tree.where(kept, variables, record.best),
     )
 

@@ -1,16 +1,19 @@
 """Training in sixteen bits: a model whose products are taken in a shorter type, and gradients kept in its range."""
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fcurr import tree
 from fcurr.types import Buffers, Model, Optimizer, Params, Place, State
 
 Precision = Literal["float32", "bfloat16", "float16"]
 FIRST, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000  # as torch.amp.GradScaler
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # normal numbers of float32: a scale of 0 or infinity would never come back
 
 
 def mixed(model: Model, precision: Precision) -> Model:
@@ -27,16 +30,27 @@ def mixed(model: Model, precision: Precision) -> Model:
 
 
 def _apply(params: Params, x: Tensor, *, model: Model, dtype: torch.dtype) -> Tensor:
-    with torch.autocast(x.device.type, dtype=dtype, cache_enabled=False):
+    with torch.autocast(x.device.type, dtype=dtype, cache_enabled=False), _WholeNorms():
         return model.apply(params, x).float()
 
 
 def _train(
     params: Params, buffers: Buffers, x: Tensor, place: Place, *, model: Model, dtype: torch.dtype
 ) -> tuple[Tensor, Buffers]:
-    with torch.autocast(x.device.type, dtype=dtype, cache_enabled=False):
+    with torch.autocast(x.device.type, dtype=dtype, cache_enabled=False), _WholeNorms():
         outputs, after = model.train(params, buffers, x, place)
     return outputs.float(), {name: leaf.to(buffers[name].dtype) for name, leaf in after.items()}
+
+
+class _WholeNorms(TorchFunctionMode):
+    """Batch normalisation in the type of its statistics: mapped over members, torch (2.13) has no kernel for two
+    types. The numbers are those of autocast, to rounding."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        x = args[0] if func is F.batch_norm else None
+        if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16):
+            return func(x.float(), *args[1:], **(kwargs or {})).to(x.dtype)
+        return func(*args, **(kwargs or {}))
 
 
 class ScaledState(NamedTuple):
@@ -74,10 +88,11 @@ def _scaled_update(
     plain = {name: leaf / state.scale for name, leaf in grads.items()}
     moved, inner = optimizer.update(plain, state.inner, params)
     good = torch.where(finite, state.good + 1, 0)
-    grown = torch.where(good == INTERVAL, state.scale * GROWTH, state.scale)
+    doubled = (state.scale * GROWTH).clamp(max=LARGEST)
+    grown = torch.where(good == INTERVAL, doubled, state.scale)
     after = ScaledState(
         inner=tree.where(finite, inner, state.inner),
-        scale=torch.where(finite, grown, state.scale * BACKOFF),
+        scale=torch.where(finite, grown, (state.scale * BACKOFF).clamp(min=SMALLEST)),
         good=torch.where(good == INTERVAL, 0, good),
     )
     return tree.where(finite, moved, params), after

@@ -114,3 +114,31 @@ def steps(lessons: Lessons, *, total_iterations: Iterations, batch_size: int, cl
     sizes = lessons.sizes[:, :total_iterations]
     seen = sizes.sum(1) + (total_iterations - sizes.shape[1]) * sizes[:, -1]
     return -(-seen // batch_size)[lessons.pace]
+
+
+def seek(lessons: Lessons, iteration: int, *, batch_size: int, clock: Clock = "step") -> Cursor:
+    """The cursor after so many batches, without drawing them: the fold of `visit` and `after`, at once.
+
+    Passes of one size are taken together: a turn of a Python loop for every change of size that the pace's table has
+    up to there, however long the passes are. `iteration` is at least 0.
+    """
+    if iteration == 0:
+        return start(lessons)
+    seen = iteration * batch_size
+    places = [_place(row, seen, batch_size, clock) for row in lessons.sizes]  # a pace; nothing else moves a cursor
+    return Cursor(*(torch.tensor(part, device=lessons.pace.device)[lessons.pace] for part in zip(*places, strict=True)))
+
+
+def _place(sizes: Tensor, seen: int, batch_size: int, clock: Clock) -> tuple[int, int, int]:
+    """(epoch, position, size) just after the first `seen` samples of a run, at least 1; `sizes` [iteration]."""
+    runs, lengths = torch.unique_consecutive(sizes, return_counts=True)
+    ends = lengths.cumsum(0).tolist()  # where each run of equal sizes ends
+    ends[-1] = seen + 1  # the last holds for ever after
+    epoch = begun = size = 0  # passes, and samples, before the first pass of this size
+    for size, end in zip(runs.tolist(), ends, strict=True):
+        begin = end - epoch if clock == "epoch" else -(-(end * batch_size - begun) // size)  # passes, before the end
+        if begin * size >= seen - begun:
+            break
+        epoch, begun = epoch + max(begin, 0), begun + max(begin, 0) * size
+    whole = (seen - begun - 1) // size  # passes of this size that are over
+    return epoch + whole, seen - begun - whole * size, size

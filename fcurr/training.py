@@ -72,8 +72,9 @@ def train_step(
     batch = augment(batch, (state.key, state.iteration))
     scale = optimizer.scale(state.optimizer)
     size, buffers, found = len(batch.id), state.buffers, []
-    for part in _parts(batch, accumulate):
-        found.append(_gradient(state, buffers, part, scale / size, model, loss))
+    for number, part in enumerate(_parts(batch, accumulate)):
+        place = (rng.fold(state.key, number) if number else state.key, state.iteration)
+        found.append(_gradient(state, buffers, part, place, scale / size, model, loss))
         buffers = found[-1][1]
     total = tree.sum_of([losses for losses, _, _ in found]) / size
     mean, buffers, grads = shared((total, buffers, tree.sum_of([grads for _, _, grads in found])))
@@ -97,18 +98,29 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
 
 
 def _gradient(
-    state: TrainState, buffers: Buffers, batch: Batch, weight: Tensor | float, model: Model, loss: Loss
+    state: TrainState, buffers: Buffers, batch: Batch, place: Place, weight: Tensor | float, model: Model, loss: Loss
 ) -> Found:
     """Sum of the losses, buffers, and gradient of `weight` times that sum."""
 
     def objective(params):  # no annotations: torch.compile cannot read them inside a function
-        outputs, after = model.train(params, buffers, batch.x, (state.key, state.iteration))
+        outputs, after = model.train(params, buffers, batch.x, place)
         return loss(outputs, batch.y), after
 
     ones = partial(torch.full, (len(batch.id),), dtype=state.loss.dtype, device=batch.id.device)
     equally = ones(1.0) * weight if isinstance(weight, Tensor) else ones(weight)
     losses, after, grads = losses_and_grad(objective, state.params, equally)
     return losses.sum(), after, grads
+
+
+def apart(model: Model, team: Team) -> Model:
+    """The model, whose randomness differs from process to process of a team."""
+    if team.world == 1:
+        return model
+
+    def train(params: Params, buffers: Buffers, x: Tensor, place: Place) -> tuple[Tensor, Buffers]:
+        return model.train(params, buffers, x, (rng.fold(place[0], team.rank), place[1]))
+
+    return model._replace(train=train)
 
 
 def train_start(seed: int, *, model: Model, optimizer: Optimizer) -> TrainState:

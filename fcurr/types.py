@@ -5,6 +5,7 @@ bad config, `fcurr explain`, the JSON Schema and the property-based tests all re
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -40,7 +41,8 @@ class Rows(Protocol):
     def __getitem__(self, ids: Tensor, /) -> Tensor: ...  # [..., *features] of int64 ids [...]
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True)
+class Chosen:
     """Some rows of others, in an order of their own."""
 
     rows: Rows
@@ -58,8 +60,11 @@ class Chosen(NamedTuple):
     def identity(self) -> str:
         return self.rows.identity
 
-    def __getitem__(self, ids: Tensor, /) -> Tensor:  # type: ignore[override]
-        return self.rows[self.ids[ids]]
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, ids: Tensor, /) -> Tensor:
+        return self.rows[self.ids[ids.to(self.ids.device)]].to(ids.device)
 
 
 class Dataset(NamedTuple):

@@ -1,16 +1,19 @@
-"""Splits, wrong labels, uneven classes."""
+"""Splits, wrong labels, uneven classes, scalings."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from worlds import labels, public, seeds
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from worlds import labels, numbers, public, seeds
 
-from fcurr.data import imbalance, splits
+from fcurr.data import imbalance, scalings, splits
 from fcurr.data import labels as noise
+from fcurr.types import Chosen
 
-SPLITS, NOISES = public(splits), public(noise)
+SPLITS, NOISES = [split for split in public(splits) if split is not splits.published], public(noise)
 every_split = pytest.mark.parametrize("split", SPLITS, ids=lambda split: split.__name__)
 every_noise = pytest.mark.parametrize("noisy", NOISES, ids=lambda noisy: noisy.__name__)
 many_classes = st.lists(st.integers(0, 19), min_size=1, max_size=30).map(torch.tensor)
@@ -145,3 +148,94 @@ def test_labels_of_one_class_cannot_be_made_wrong(noisy):
 def test_a_long_tail_of_a_class_without_samples_is_refused():
     with pytest.raises(ValueError, match="class 1 has no samples"):
         imbalance.long_tail(torch.tensor([0, 0, 2]), ratio=2.0, classes=3, seed=0)
+
+
+class Stored:
+    """Rows that count how many of them are read at once."""
+
+    def __init__(self, x):
+        self.x, self.shape, self.dtype, self.identity, self.most = x, tuple(x.shape), x.dtype, "", 0
+
+    def __getitem__(self, ids):
+        self.most = max(self.most, ids.numel())
+        return self.x[ids]
+
+
+SCALERS = {"standard": StandardScaler, "min_max": MinMaxScaler}
+features = st.sampled_from([(1,), (3,), (2, 3), (2, 2, 2)])
+
+
+@pytest.mark.parametrize("name", SCALERS)
+@given(samples=st.integers(1, 40), shape=features, seed=seeds, unit=st.sampled_from([1e-6, 1.0, 1e8]))
+def test_a_scaling_of_features_is_that_of_scikit_learn(name, samples, shape, seed, unit):
+    x = unit * (3 + numbers(samples, *shape, seed=seed))
+    found = getattr(scalings, name)(x)
+    right = SCALERS[name]().fit_transform(x.reshape(samples, -1).numpy()).reshape(x.shape)
+    assert found.shift.shape == found.factor.shape == shape and found.shift.dtype == torch.float64
+    np.testing.assert_allclose(((x - found.shift) * found.factor).numpy(), right, rtol=1e-7, atol=1e-7)
+
+
+@given(samples=st.integers(1, 20), seed=seeds)
+def test_a_scaling_of_channels_is_that_of_scikit_learn_for_their_pixels(samples, seed):
+    x = torch.tensor([1.0, 10.0, 0.1]).reshape(3, 1, 1) * (2 + numbers(samples, 3, 4, 5, seed=seed))
+    found = scalings.per_channel(x)
+    assert found.shift.shape == found.factor.shape == (3, 1, 1)
+    pixels = x.movedim(1, -1).reshape(-1, 3).numpy()
+    right = StandardScaler().fit_transform(pixels).reshape(samples, 4, 5, 3)
+    np.testing.assert_allclose(((x - found.shift) * found.factor).movedim(1, -1).numpy(), right, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("scaling", [scalings.standard, scalings.min_max, scalings.per_channel])
+def test_what_does_not_differ_between_samples_keeps_its_size(scaling):
+    x = torch.full((3000, 2, 1, 1), 0.1)
+    x[:, 1] = torch.arange(3000.0).reshape(-1, 1, 1)
+    found = scaling(x)
+    assert found.factor.flatten()[0] == 1 and 0 < found.factor.flatten()[1] < 1
+    torch.testing.assert_close(found.shift.flatten()[0], torch.tensor(0.1))
+    assert found.shift.dtype == found.factor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scaling", [scalings.standard, scalings.min_max, scalings.per_channel])
+@pytest.mark.parametrize("samples", [1, 1023, 1024, 1025, 3000])
+def test_samples_that_are_not_in_memory_are_scaled_as_those_that_are_and_read_a_thousand_at_a_time(scaling, samples):
+    x = 100 + numbers(samples, 2, 1, 3).float() * torch.arange(1.0, samples + 1).reshape(-1, 1, 1, 1)
+    turn = torch.arange(samples).flip(0)
+    stored = Stored(x[turn])
+    one, other = scaling(x), scaling(Chosen(stored, turn))
+    assert torch.equal(one.shift, other.shift) and torch.equal(one.factor, other.factor)
+    assert stored.most == min(samples, 1024)
+
+
+def test_numbers_far_from_0_lose_no_precision_to_their_size():
+    x = 1e6 + (torch.arange(5000) % 2).float().unsqueeze(1)
+    found = scalings.standard(x)
+    assert found.factor.item() == pytest.approx(2, rel=1e-6) and found.shift.item() == 1_000_000.5
+
+
+def test_samples_that_cannot_be_scaled_are_refused():
+    with pytest.raises(
+        ValueError, match=r"per_channel wants pictures \[channel, height, width\], not samples of shape \[4\]"
+    ):
+        scalings.per_channel(torch.ones(3, 4))
+    for scaling in (scalings.standard, scalings.min_max, scalings.per_channel):
+        with pytest.raises(ValueError, match=r"samples of torch\.int64 have no units to change"):
+            scaling(torch.ones(3, 4, 1, 1, dtype=torch.int64))
+        with pytest.raises(
+            ValueError, match=r"is found from samples \[sample, feature, \.\.\.\], not from \[0, 4, 1, 1\]"
+        ):
+            scaling(torch.ones(0, 4, 1, 1))
+
+
+@given(samples=st.integers(2, 60), test_size=st.integers(1, 59), validation=st.floats(0, 0.9), seed=seeds)
+def test_a_published_split_tests_on_the_last_samples_and_chooses_by_a_part_of_the_others(
+    samples, test_size, validation, seed
+):
+    y = torch.zeros(samples, dtype=torch.int64)
+    if test_size >= samples:
+        with pytest.raises(ValueError, match=f"a test set of {test_size} leaves nothing of {samples} samples"):
+            splits.published(y, seed=seed, validation=validation, test_size=test_size)
+        return
+    found = splits.published(y, seed=seed, validation=validation, test_size=test_size)
+    assert found.test.tolist() == list(range(samples - test_size, samples))
+    assert len(found.validation) == round(validation * (samples - test_size))
+    assert sorted([*found.train.tolist(), *found.validation.tolist()]) == list(range(samples - test_size))

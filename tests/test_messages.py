@@ -79,8 +79,8 @@ FAULTS = {
         "[training]",
         "[trainin]",
         ":14:1: trainin: there is no section `trainin` (did you mean `training`?); there are name, seed, data, split, "
-        "noise, imbalance, scaling, model, loss, optimizer, score, augment, metrics, observers, loggers, training, fit, "
-        "outputs, curriculum, members, arms",
+        "noise, imbalance, scaling, model, loss, optimizer, score, augment, metrics, observers, loggers, training, "
+        "fit, outputs, curriculum, members, arms",
     ),
     "a section without a component": (
         '[model]\nfn = "mlp"',

@@ -1,48 +1,100 @@
 """What a person sees of a run is what happened in it."""
 
 import statistics
+from math import isnan, nan
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import seeds
 
-from fcurr import observe
+from fcurr import observe, tree
 
-
-def _params(value: float) -> dict[str, torch.Tensor]:
-    return {"w": torch.full((2, 3), value)}
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8))
-def test_the_record_keeps_the_first_of_the_best_evaluations_of_every_member(scores):
-    """Two members; the second one's scores are the first one's backwards."""
-    record = observe.blank(_params(-1.0), 2)
-    turned = scores[::-1]
-    for step, ((validation, test), (other, judged)) in enumerate(zip(scores, turned, strict=True)):
-        at = torch.tensor(10 * (step + 1))
-        pair = torch.tensor([validation, other]), torch.tensor([test, judged])
-        record = observe.evaluated(record, at, _params(float(step)), *pair)
-    for member, own in enumerate((scores, turned)):
-        best = max(range(len(own)), key=lambda step: (own[step][0], -step))
-        assert (int(record.validation[member]), int(record.test[member])) == own[best]
-        assert int(record.iteration[member]) == 10 * (best + 1)
-        assert record.best["w"][member].tolist() == [float(best)] * 3
+EVERY = 10  # steps between evaluations
 
 
-def test_the_mean_loss_begins_anew_at_an_evaluation():
-    record = observe.blank(_params(0.0), 2)
-    for loss, active in (([1.0, 2.0], [True, True]), ([3.0, 4.0], [True, False])):
-        record = observe.stepped(record, torch.tensor(loss), torch.tensor(active))
-    assert (record.loss / record.batches).tolist() == [2.0, 2.0]  # the second member had finished after one step
-    zero = torch.zeros(2, dtype=torch.int64)
-    record = observe.evaluated(record, torch.tensor(2), _params(0.0), zero, zero)
-    assert record.batches.tolist() == [0, 0] and record.loss.tolist() == [0.0, 0.0]
+def params_at(turn: float, members: int = 2) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((members, 3), float(turn)), "n": torch.full((members,), int(turn))}
+
+
+def told(rows, due, higher: bool) -> list[observe.Record]:
+    """The records after evaluations of two members; rows [turn][member], due likewise."""
+    records = [observe.blank(params_at(-1), 2)]
+    for turn, (values, who) in enumerate(zip(rows, due, strict=True)):
+        when = torch.tensor([EVERY * (turn + 1)] * 2)
+        value = torch.tensor(values, dtype=torch.float64)
+        records.append(observe.evaluated(records[-1], torch.tensor(who), when, params_at(turn), value, higher))
+    return records
+
+
+values = st.one_of(st.integers(0, 3).map(float), st.just(nan), st.sampled_from([torch.inf, -torch.inf]))
+pairs = st.tuples(values, values)
+turns = st.lists(st.tuples(pairs, st.tuples(st.booleans(), st.booleans())), min_size=1, max_size=10)
+
+
+@given(turns, st.booleans())
+def test_the_record_keeps_the_first_of_the_best_evaluations_of_every_member(turns, higher):
+    """Of those that are due; the very first if none is a number."""
+    record = told(*zip(*turns, strict=True), higher)[-1]
+    for member in range(2):
+        seen = [(turn, row[member]) for turn, (row, who) in enumerate(turns) if who[member]]
+        real = [(turn, value) for turn, value in seen if not isnan(value)]
+        if not seen:
+            assert tree.equal(tree.member(record, member), tree.member(observe.blank(params_at(-1), 2), member))
+            continue
+        sign = -1 if higher else 1
+        turn, value = min(real, key=lambda pair: (sign * pair[1], pair[0])) if real else seen[0]
+        assert record.value[member] == value or (record.value[member].isnan() and not real)
+        assert record.iteration[member] == EVERY * (turn + 1)
+        assert record.best["w"][member].tolist() == [float(turn)] * 3 and record.best["n"][member] == turn
+        assert record.evaluated[member] == EVERY * (seen[-1][0] + 1)
+        assert record.waited[member] == sum(later > turn for later, _ in seen)
+
+
+@given(turns, st.booleans())
+def test_members_that_are_not_due_stay_as_they_are_bit_for_bit(turns, higher):
+    records = told(*zip(*turns, strict=True), higher)
+    for (_, who), before, after in zip(turns, records[:-1], records[1:], strict=True):
+        for member in range(2):
+            assert who[member] or tree.equal(tree.member(before, member), tree.member(after, member))
+
+
+@given(turns, st.booleans())
+def test_the_records_of_members_are_those_of_each_alone_and_keep_their_dtypes(turns, higher):
+    rows, due = zip(*turns, strict=True)
+    both = told(rows, due, higher)
+    for member in range(2):
+        alone = told([[row[member]] * 2 for row in rows], [[who[member]] * 2 for who in due], higher)
+        assert tree.equal(tree.member(both[-1], member), tree.member(alone[-1], 0))
+    kinds = [[(leaf.dtype, leaf.shape) for leaf in tree.leaves(record)] for record in both]
+    assert all(kind == kinds[0] for kind in kinds)
+
+
+def test_an_evaluation_that_is_not_a_number_is_never_better_but_the_first_is_kept_until_one_is():
+    always = [(True, True)] * 3
+    record = told([(nan, 1.0)], always[:1], higher=True)[-1]
+    assert record.best["w"][:, 0].tolist() == [0.0, 0.0] and record.iteration.tolist() == [EVERY, EVERY]
+    record = told([(nan, 1.0), (nan, nan)], always[:2], higher=True)[-1]
+    assert record.best["w"][:, 0].tolist() == [0.0, 0.0] and record.waited.tolist() == [1, 1]
+    record = told([(nan, 1.0), (nan, nan), (-5.0, 0.5)], always, higher=True)[-1]
+    assert record.best["w"][:, 0].tolist() == [2.0, 0.0] and record.value.tolist() == [-5.0, 1.0]
+    assert record.waited.tolist() == [0, 2]
+
+
+def test_an_evaluation_writes_to_none_of_its_arguments():
+    record, variables = observe.blank(params_at(-1), 2), params_at(5)
+    value, due = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([True, False])
+    before = tree.map(torch.clone, (record, variables, value, due))
+    after = observe.evaluated(record, due, torch.tensor([3, 3]), variables, value, True)
+    assert tree.equal((record, variables, value, due), before) and not tree.equal(record, after)
 
 
 def test_a_record_does_not_share_memory_with_the_state_it_was_made_from():
-    params = _params(1.0)
-    assert observe.blank(params, 2).best["w"].data_ptr() != params["w"].data_ptr()
+    params = params_at(1)
+    record = observe.blank(params, 2)
+    places = [leaf.data_ptr() for leaf in tree.leaves((params, record))]
+    assert len(set(places)) == len(places)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
@@ -64,7 +116,8 @@ def test_the_hardest_are_as_many_as_asked_and_none_is_easier_than_one_left_out(s
         assert values[hard].min() >= values[~hard].max()
 
 
-@given(st.permutations(range(7)))
-def test_ranks_are_places_in_the_order_from_0_to_1(order):
-    ranks = observe.ranks(torch.tensor(order))
-    assert [float(ranks[sample]) for sample in order] == pytest.approx([place / 6 for place in range(7)])
+@given(seeds, st.integers(1, 9))
+def test_ranks_are_places_in_the_order_from_0_to_1(seed, size):
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    ranks = observe.ranks(order)
+    assert [float(ranks[sample]) for sample in order] == pytest.approx([p / max(size - 1, 1) for p in range(size)])

@@ -168,6 +168,7 @@ OPTIMIZERS = {
     "adam": partial(optim.adam, weight_decay=0.01),
     "adamw": optim.adamw,
     "clipped": lambda learning_rate: optim.clipped(optimizer=optim.adam(learning_rate=learning_rate), max_norm=1.0),
+    "plateau": lambda learning_rate: optim.plateau(optimizer=optim.adam(learning_rate=learning_rate), patience=1),
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -199,6 +200,154 @@ def test_updates_mapped_over_the_learning_rate_equal_the_loop(make):
     mapped = vmap(lambda rate: ours(make(learning_rate=rate), grads))(rates)
     looped = tree.stack([ours(make(learning_rate=rate), grads) for rate in rates.tolist()])
     assert_close(mapped, looped)
+
+
+metrics = st.lists(  # of evaluations; lower is better
+    st.one_of(st.integers(0, 5).map(float), st.floats(-10, 10), st.sampled_from([torch.nan, torch.inf, -torch.inf])),
+    min_size=1,
+    max_size=25,
+)
+slowness = st.fixed_dictionaries(
+    {
+        "factor": st.floats(0, 0.99),
+        "patience": st.integers(1, 4),
+        "threshold": st.floats(1e-6, 2),
+        "smallest": st.floats(0, 1),
+    }
+)
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def of_torch(optimizer, rate: float, slow):
+    """Nothing is too small a change for it, and its smallest rate is a rate."""
+    rest = {name: slow[name] for name in ("factor", "patience", "threshold")}
+    make = torch.optim.lr_scheduler.ReduceLROnPlateau
+    return make(optimizer, threshold_mode="abs", min_lr=rate * slow["smallest"], eps=0.0, **rest)
+
+
+@given(metrics, slowness, st.sampled_from([torch.float32, torch.float64]))
+def test_the_factors_of_plateau_are_those_of_torch(values, slow, dtype):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = of_torch(optimizer, 1.0, slow)
+    ours = optim.plateau(optimizer=optim.sgd(learning_rate=1.0), **slow)
+    state = ours.init(START)
+    for value in values:
+        heard = torch.tensor(value, dtype=dtype)
+        scheduler.step(float(heard))
+        state = ours.advance(state, heard)
+        assert state.factor.item() == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert state.best.item() == scheduler.best and state.waited.item() == scheduler.num_bad_epochs
+        assert [leaf.dtype for leaf in tree.leaves(state)] == [leaf.dtype for leaf in tree.leaves(ours.init(START))]
+
+
+def slowed(optimizer, grads, values):
+    """Parameters after updates with an evaluation after each."""
+    params, state = START, optimizer.init(START)
+    for line, value in zip(grads, values, strict=True):
+        params, state = optimizer.update(parts(line), state, params)
+        state = optimizer.advance(state, value if isinstance(value, torch.Tensor) else number(value))
+    return params
+
+
+def slowed_by_torch(make, rate: float, grads, values, slow, max_norm: float = float("inf")):
+    params = {name: leaf.clone().requires_grad_() for name, leaf in START.items()}
+    optimizer = make(params.values(), lr=rate)
+    scheduler = of_torch(optimizer, rate, slow)
+    for line, value in zip(grads, values, strict=True):
+        cut = min(1.0, max_norm / max(float(tree.norm(parts(line))), 1e-38))
+        for name, grad in parts(line).items():
+            params[name].grad = cut * grad
+        optimizer.step()
+        scheduler.step(value)
+    return {name: leaf.detach() for name, leaf in params.items()}
+
+
+PEERS = {
+    "sgd": (partial(optim.sgd, weight_decay=0.1), partial(torch.optim.SGD, weight_decay=0.1)),
+    "nesterov": (
+        partial(optim.sgd, momentum=0.9, nesterov=True),
+        partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    ),
+    "adam": (optim.adam, torch.optim.Adam),
+    "adamw": (optim.adamw, torch.optim.AdamW),
+}
+every_peer = pytest.mark.parametrize("ours_is, theirs_is", PEERS.values(), ids=PEERS)
+
+
+@every_peer
+@given(seed=seeds, values=metrics, slow=slowness, rate=st.floats(0, 1))
+def test_descent_that_slows_down_at_a_plateau_is_that_of_torch(ours_is, theirs_is, seed, values, slow, rate):
+    grads = numbers(len(values), 5, seed=seed)
+    ours_end = slowed(optim.plateau(optimizer=ours_is(learning_rate=rate), **slow), grads, values)
+    assert_close(ours_end, slowed_by_torch(theirs_is, rate, grads, values, slow), rtol=1e-9, atol=1e-9)
+
+
+@given(seed=seeds, values=metrics, slow=slowness)
+def test_a_plateau_is_heard_inside_clipping_and_outside_it(seed, values, slow):
+    grads = numbers(len(values), 5, seed=seed, scale=3.0)
+    adam = optim.adam(learning_rate=0.1)
+    inside = optim.clipped(optimizer=optim.plateau(optimizer=adam, **slow), max_norm=1.0)
+    outside = optim.plateau(optimizer=optim.clipped(optimizer=adam, max_norm=1.0), **slow)
+    right = slowed_by_torch(torch.optim.Adam, 0.1, grads, values, slow, max_norm=1.0)
+    assert_close(slowed(inside, grads, values), right, rtol=1e-9, atol=1e-9)
+    assert_close(slowed(outside, grads, values), right, rtol=1e-9, atol=1e-9)
+
+
+def test_a_plateau_multiplies_the_rates_of_a_schedule():
+    """Three evaluations of 1.0: with a patience of 1, the rate is halved after the third update."""
+    schedule = partial(schedules.step, learning_rate=0.8, every=2, factor=0.5)
+    slow = {"factor": 0.5, "patience": 1}
+    optimizer = optim.plateau(optimizer=optim.sgd(learning_rate=schedule), **slow)
+    ended = slowed(optimizer, [[1.0] * 5] * 6, [1.0] * 6)
+    rates = [0.8, 0.8, 0.4, 0.4 / 2, 0.2 / 2, 0.2 / 4]
+    assert_close(ended, {name: leaf - sum(rates) for name, leaf in START.items()})
+
+
+def test_a_plateau_in_a_plateau_hears_the_metric_too():
+    inner = optim.plateau(optimizer=optim.sgd(learning_rate=1.0), factor=0.5, patience=1)
+    outer = optim.plateau(optimizer=inner, factor=0.5, patience=2)
+    state = outer.init(START)
+    for _ in range(4):
+        state = outer.advance(state, number(1.0))
+    assert state.factor == 0.5 and state.inner.factor == 0.5
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=seeds)
+def test_before_it_slows_down_a_plateau_gives_the_bits_of_the_optimizer_inside(make, dtype, seed):
+    params, inner = {name: leaf.to(dtype) for name, leaf in START.items()}, make(learning_rate=0.1)
+    outer = optim.plateau(optimizer=inner)
+    theirs_at, ours_at = params, params
+    theirs_state, state = inner.init(params), outer.init(params)
+    for line in numbers(6, 5, seed=seed).to(dtype):
+        grads = {"b": line[:2], "a": line[2:].reshape(3, 1)}
+        theirs_at, theirs_state = inner.update(grads, theirs_state, theirs_at)
+        ours_at, state = outer.update(grads, state, ours_at)
+        assert tree.equal(theirs_at, ours_at) and tree.equal(theirs_state, state.inner)
+
+
+@given(seed=seeds, values=metrics)
+def test_plateaus_mapped_over_members_equal_the_loop(seed, values):
+    """Members hear metrics of their own, and slow down by factors of their own."""
+    grads, heard = numbers(len(values), 5, seed=seed), torch.tensor([values, values[::-1], [1.0] * len(values)])
+    heard, factors = heard.double(), torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
+
+    def end(own, factor):
+        inner = optim.adam(learning_rate=0.1)
+        return slowed(optim.plateau(optimizer=inner, factor=factor, patience=1), grads, own)
+
+    mapped = vmap(end)(heard, factors)
+    assert_close(mapped, tree.stack([end(own, float(factor)) for own, factor in zip(heard, factors, strict=True)]))
+
+
+def test_an_optimizer_that_does_not_listen_stays_as_it_is_when_a_metric_comes():
+    optimizer = optim.adam(learning_rate=0.1)
+    state = optimizer.init(START)
+    assert optimizer.advance(state, number(1.0)) is state and optimizer.scale(state) == 1.0
 
 
 def test_the_end_of_descent_can_be_differentiated_by_the_learning_rate():

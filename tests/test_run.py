@@ -46,6 +46,9 @@ def straight(tmp_path_factory):
 
 def _same(folder: Path, straight: Path) -> None:
     for name in SAME:
+        assert (folder / name).exists() == (straight / name).exists()
+        if not (straight / name).exists():
+            continue  # a run without scores
         assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
     assert _end(folder).name == _end(straight).name
     assert _end(folder).read_bytes() == _end(straight).read_bytes()

@@ -188,3 +188,47 @@ def test_the_last_batch_of_a_run_by_passes_is_the_one_that_ends_the_last_pass(ta
 def test_a_tabulated_pace_is_the_pace_at_every_iteration():
     pace = partial(pacing.root, initial_size=0.2, final_iteration=0.8, total_iterations=30, dataset_size=600)
     assert sampler.tabulate(pace, 30).tolist() == [int(pace((), iteration)) for iteration in range(31)]
+
+
+def folded(lessons, count, batch_size, clock) -> sampler.Cursor:
+    return one_by_one(lessons, count, batch_size, clock)[1] if count else sampler.start(lessons)
+
+
+unsorted = st.lists(st.integers(1, 20), min_size=1, max_size=8)  # a pace may fall
+
+
+@given(table=unsorted, count=st.integers(0, 30), batch_size=batch_sizes, clock=clocks)
+def test_seeking_is_the_fold_of_drawing(table, count, batch_size, clock):
+    found = sampler.seek(course(table), count, batch_size=batch_size, clock=clock)
+    right = folded(course(table), count, batch_size, clock)
+    assert tree.equal(found, right) and all(part.dtype == torch.int64 and part.shape == () for part in found)
+
+
+@given(st.lists(st.tuples(sizes, keys), min_size=1, max_size=4), st.integers(0, 20), batch_sizes, clocks)
+def test_seeking_for_members_is_seeking_for_each(several, count, batch_size, clock):
+    longest = max(len(table) for table, _ in several)
+    tables = [[*table, *[table[-1]] * (longest - len(table))] for table, _ in several]
+    rows = torch.arange(len(several))
+    together = sampler.Lessons(
+        orders=ORDER[None],
+        sizes=torch.tensor(tables),
+        order=0 * rows,
+        pace=rows.flip(0),
+        key=torch.tensor([key for _, key in several]),
+    )
+    found = sampler.seek(together, count, batch_size=batch_size, clock=clock)
+    right = folded(together, count, batch_size, clock)
+    assert [part.tolist() for part in found] == [part.tolist() for part in right]
+
+
+@pytest.mark.parametrize("clock", ["step", "epoch"])
+def test_seeking_a_million_steps_ahead_agrees_with_walking_over_the_passes(clock):
+    pace = partial(pacing.linear, initial_size=0.1, final_iteration=0.8, total_iterations=10**6, dataset_size=50_000)
+    table, batch_size = sampler.tabulate(pace, 10**6), 64
+    right, begun, epoch, list_of_sizes = (), 0, 0, table.tolist()
+    while begun < 10**6 * batch_size:
+        size = list_of_sizes[min(epoch if clock == "epoch" else begun // batch_size, 10**6)]
+        right = (epoch, 10**6 * batch_size - begun, size)
+        epoch, begun = epoch + 1, begun + size
+    found = sampler.seek(course(table.tolist()), 10**6, batch_size=batch_size, clock=clock)
+    assert tuple(int(part) for part in found) == right

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import grad, vmap
-from worlds import assert_close, blobs, double, numbers, seeds, whole
+from worlds import assert_close, blobs, double, numbers, seeds
 
 from fcurr import evaluating, fold, metrics, models, optim, rng, sampler, training, tree
 from fcurr.autodiff import losses_and_grad
@@ -339,3 +339,15 @@ def test_members_of_a_seen_program_may_have_seen_more_or_less():
     of = fold.seen_program(DATA, seen, step=vmap(step), key=torch.tensor(0), batch_size=6, total_iterations=4)
     ids, _ = sampler.ahead(sampler.start(of.lessons), torch.tensor(0), of.lessons, steps=4, batch_size=6)
     assert [len(set(ids[:, row].flatten().tolist())) for row in range(3)] == [3, 24, 10]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("make", [optim.sgd, optim.adam], ids=["sgd", "adam"])
+def test_a_step_compiled_whole_is_the_eager_step(make):
+    """A step of a gradient that is a product of matrices, where compilers fuse."""
+    method = training.gradient_descent(model=MLP, loss=cross_entropy, optimizer=make(learning_rate=0.05))
+    state, compiled = method.init(0), torch.compile(method.step, fullgraph=True)
+    batch = taken(0)._replace(x=taken(0).x.float())
+    theirs = compiled(state, batch)
+    assert_close(theirs, method.step(state, batch), rtol=1e-4, atol=1e-5)
+    assert not tree.equal(theirs.params, state.params)

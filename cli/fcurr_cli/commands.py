@@ -11,8 +11,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
+from typing import Any
 
 import typer
+
+SHARES = ("accuracy", "balanced_accuracy", "top_accuracy", "exact_match")  # shown in %
 
 
 def fail(message: str, code: int) -> typer.Exit:
@@ -46,14 +49,63 @@ def run(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Path,
         try:
             hashes = configs.hashes(plugins)
             experiment = configs.read(table, plugins)
-            execute(experiment, out / experiment.name, hashes, fresh=fresh)
+            speaks = execute(experiment, out / experiment.name, hashes, fresh=fresh)
         except Stopped as stop:
             raise fail(f"{stop}; nothing is lost{again}", 128 + stop.signal) from None
         except Diverged as wrong:
             raise fail(str(wrong), 3) from None
         except configs.BadInput as wrong:
             raise configs.located(wrong, source) from None
-        show(out / experiment.name)
+        if speaks:
+            show(out / experiment.name)
+
+
+def resume(folder: Path, changes: Sequence[str], plugins: Sequence[str]) -> None:
+    with messages():
+        from fcurr.errors import BadInput
+        from fcurr.io import store
+
+        if not (folder / store.IDENTITY).exists():
+            raise BadInput(f"{folder} is not the folder of a run: it has no {store.IDENTITY}")
+        name = folder.resolve().name
+    run(folder / store.CONFIG, [*changes, f"name={json.dumps(name)}"], plugins, folder.resolve().parent, False)
+
+
+def export(folder: Path, to: Path, member: int | None, last: bool, plugins: Sequence[str]) -> None:
+    with messages():
+        from fcurr.errors import BadInput
+        from fcurr.io import using
+
+        found = using.weights(folder, member, "last" if last else "best")
+        if to.suffix == ".safetensors":
+            using.write_weights(to, found)
+        elif to.suffix == ".onnx":
+            using.write_onnx(to, found, _prepared(folder, plugins))
+        else:
+            raise BadInput(f"{to} is neither .safetensors nor .onnx")
+        print(f"{to}: member {found.member} of {folder}, step {found.iteration}")
+
+
+def predict(folder: Path, samples: Path, to: Path, member: int | None, last: bool, plugins: Sequence[str]) -> None:
+    with messages():
+        from fcurr.errors import BadInput
+        from fcurr.io import using
+
+        if to.suffix not in (".csv", ".parquet"):
+            raise BadInput(f"{to} is neither .csv nor .parquet")
+        found, config = using.weights(folder, member, "last" if last else "best"), using.config(folder)
+        prepared = _prepared(folder, plugins)
+        columns = using.predict(found, prepared, samples, using.labels(config["data"]), chunk=4096)
+        using.write_predictions(to, columns)
+        print(f"{to}: member {found.member} of {folder}, step {found.iteration}")
+
+
+def _prepared(folder: Path, plugins: Sequence[str]):
+    """The data and the model of a run."""
+    from fcurr.io import configs, runner, using
+
+    configs.beside(Path.cwd(), plugins)
+    return runner.load(configs.read(using.config(folder), plugins))
 
 
 def show(folder: Path) -> None:
@@ -61,16 +113,27 @@ def show(folder: Path) -> None:
     from fcurr.io import store
 
     found = store.read_json(folder / store.RESULTS)
-    width = max(len("arm"), *(len(row["arm"]) for row in found["table"]))
-    print(f"{'test accuracy, %':{width}}  {'last':>14}  {'best on validation':>18}  seeds")
+    share = found["metric"] in SHARES
+    title = f"test {found['metric'].replace('_', ' ')}{', %' if share else ''}"
+    width = max(len(title), *(len(row["arm"]) for row in found["table"]))
+    print(f"{title:{width}}  {'last':>14}  {'best on validation':>18}  seeds")
     for row in found["table"]:
-        last, best = (f"{100 * row[f'{k}_mean']:.1f}" for k in ("last", "best"))
-        if row["seeds"] > 1:
-            last, best = f"{last} ± {100 * row['last_std']:.1f}", f"{best} ± {100 * row['best_std']:.1f}"
+        last, best = (_cell(row, which, share) for which in ("last", "best"))
         print(f"{row['arm']:{width}}  {last:>14}  {best:>18}  {row['seeds']:>5}")
     for name, fact in found["facts"].items():
         print(f"{name}: {fact}")
     print(f"report: {folder / store.REPORT}")
+
+
+def _cell(row: dict[str, Any], which: str, share: bool) -> str:
+    """74.3 ± 2.1, of several seeds."""
+    mean, spread = row[f"{which}_mean"], row[f"{which}_std"]
+    if mean is None:
+        return "-"
+    said = f"{100 * mean:.1f}" if share else f"{mean:.4g}"
+    if row["seeds"] == 1:
+        return said
+    return f"{said} ± {100 * spread:.1f}" if share else f"{said} ± {spread:.2g}"
 
 
 def check(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Path) -> None:

@@ -25,6 +25,12 @@ Plugins = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder in which runs have theirs.")]
 
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Member = Annotated[
+    int | None, typer.Option("--member", help="Which member, by its number; else the one with the best validation.")
+]
+Last = Annotated[bool, typer.Option("--last", help="The weights in the end, not those of the best evaluation.")]
+
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
@@ -47,6 +53,47 @@ def run(
     from fcurr_cli import commands
 
     commands.run(config, changes or [], plugin or [], out, fresh)
+
+
+@app.command()
+def resume(
+    folder: Run,
+    changes: Changes = None,
+    plugin: Plugins = None,
+) -> None:
+    """Go on with the run in FOLDER; with training.total_iterations=MORE, also with one that is finished."""
+    from fcurr_cli import commands
+
+    commands.resume(folder, changes or [], plugin or [])
+
+
+@app.command()
+def export(
+    folder: Run,
+    to: Annotated[Path, typer.Argument(help="The file to write: .safetensors, a state dict, or .onnx.")],
+    member: Member = None,
+    last: Last = False,
+    plugin: Plugins = None,
+) -> None:
+    """Write the weights of a run as a file for others."""
+    from fcurr_cli import commands
+
+    commands.export(folder, to, member, last, plugin or [])
+
+
+@app.command()
+def predict(
+    folder: Run,
+    samples: Annotated[Path, typer.Argument(help="Samples without labels: .csv, .parquet, .npy or .npz.")],
+    to: Annotated[Path, typer.Option("--to", help="The table to write: .csv or .parquet.")] = Path("predictions.csv"),
+    member: Member = None,
+    last: Last = False,
+    plugin: Plugins = None,
+) -> None:
+    """Write what a run predicts for SAMPLES."""
+    from fcurr_cli import commands
+
+    commands.predict(folder, samples, to, member, last, plugin or [])
 
 
 @app.command()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fcurr import rng
-from fcurr.types import Part, Seed
+from fcurr.types import Part, Samples, Seed
 
 
 class Splits(NamedTuple):
@@ -36,6 +36,17 @@ def shuffled(y: Tensor, *, seed: Seed, validation: Part, test: Part) -> Splits:
     line = torch.argsort(rng.uniform(seed, torch.arange(len(y))), stable=True)
     first, second = round(test * len(y)), round(test * len(y)) + round(validation * len(y))
     return Splits(*(part.sort().values for part in (line[second:], line[first:second], line[:first])))
+
+
+def published(y: Tensor, *, seed: Seed, validation: Part, test_size: Samples) -> Splits:
+    """The last `test_size` samples are the test set, where readers of CIFAR and MNIST put what was published as one;
+    `validation` is a part of the others, at random."""
+    if test_size >= len(y):
+        raise ValueError(f"a test set of {test_size} leaves nothing of {len(y)} samples")
+    rest = len(y) - test_size
+    line = torch.argsort(rng.uniform(seed, torch.arange(rest)), stable=True)
+    chosen = round(validation * rest)
+    return Splits(line[chosen:].sort().values, line[:chosen].sort().values, torch.arange(rest, len(y)))
 
 
 def _quotas(wanted: Tensor, total: int, room: Tensor) -> Tensor:

@@ -41,17 +41,26 @@ def save(path: Path, state: Any, **facts: Any) -> None:
 
 def load(path: Path, like: T) -> T:
     """The state in a file, built like another; BadInput if the file is broken or holds a state of another kind."""
+    tensors = read(path)
+    try:
+        found = tree.fill(like, tensors)
+    except (KeyError, ValueError) as wrong:
+        missing = f"{wrong} is missing" if isinstance(wrong, KeyError) else wrong
+        raise BadInput(f"{path} is not a checkpoint of this run: {missing}") from None
+    return tree.map(lambda leaf, place: leaf.to(place.device), found, like)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, by name; BadInput if they are not what was written."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("fcurr", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = tree.fill(like, tensors)
-    except (KeyError, ValueError, safetensors.SafetensorError) as wrong:
-        missing = f"{wrong} is missing" if isinstance(wrong, KeyError) else wrong
-        raise BadInput(f"{path} is not a checkpoint of this run: {missing}") from None
-    if facts.get("sha256") != _digest(tensors):
+    except (ValueError, safetensors.SafetensorError) as wrong:
+        raise BadInput(f"{path} is not a checkpoint: {wrong}") from None
+    if not isinstance(facts, dict) or facts.get("sha256") != _digest(tensors):
         raise BadInput(f"{path} is not what was written: its checksum is another")
-    return tree.map(lambda leaf, place: leaf.to(place.device), found, like)
+    return tensors
 
 
 class Shelf(NamedTuple):

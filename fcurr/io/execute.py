@@ -1,34 +1,51 @@
-"""All that `fcurr run` and `fcurr check` do, between reading a config and printing."""
+"""All that `fcurr run`, `fcurr resume` and `fcurr check` do, between reading a config and printing."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fcurr.errors import BadInput
-from fcurr.io import allocator, files, progress, runner, store
+from fcurr.io import allocator, files, parallel, progress, runner, store
+from fcurr.io.loggers import Logger
+from fcurr.study.bind import build
 from fcurr.study.config import Experiment
 from fcurr.study.program import plan
+from fcurr.training import Team
 
 
-def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fresh: bool = False) -> None:
-    """The run in its folder, from where it stands to its report. Everything that can be known to be wrong is said
-    before anything is written."""
+def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fresh: bool = False) -> bool:
+    """The run in its folder, from where it stands to its report, and whether it is this process that speaks of it.
+    Everything that can be known to be wrong is said before anything is written."""
     _need("report.html", matplotlib="report", jinja2="report")
     _need("metrics.parquet", pyarrow="data")
     allocator.keep()
     prepared = runner.load(experiment)
     plan(experiment, prepared)
-    if not fresh and runner.holds(folder, experiment, prepared, plugins) and store.finished(folder):
-        progress.say(f"{folder} is finished already; --fresh runs it anew")
-        return
-    with store.held(folder):
-        if fresh:
-            store.clear(folder)
-        progress.say(f"run {experiment.name}: {folder}")
-        outcome = runner.start_or_continue(experiment, prepared, folder, plugins)
-        from fcurr.io import summary  # matplotlib, needed only now
+    if not fresh and runner.holds(folder, experiment, prepared, plugins) and store.finished(folder, experiment.config):
+        if parallel.speaks():
+            progress.say(f"{folder} is finished already; --fresh runs it anew")
+        return parallel.speaks()
+    with parallel.team() as team, _held(folder, team), _loggers(experiment, folder, team) as loggers:
+        if team.rank == 0:
+            for left in files.leftovers(folder):
+                left.unlink()
+            if fresh:
+                store.clear(folder)
+            progress.say(f"run {experiment.name}: {folder}")
 
-        summary.write(outcome, folder)
-        files.write_json(folder / store.STATUS, {"status": "finished"})
+        def log(rows: list[dict[str, Any]]) -> None:
+            for logger in loggers:
+                logger.log(rows)
+
+        outcome = runner.start_or_continue(experiment, prepared, folder, plugins, team=team, log=log)
+        if team.rank == 0:
+            from fcurr.io import summary  # matplotlib, needed only now
+
+            summary.write(outcome, folder)
+            files.write_json(folder / store.STATUS, {"status": "finished"})
+        return team.rank == 0
 
 
 def preview(experiment: Experiment, folder: Path, plugins: dict[str, str]) -> list[str]:
@@ -39,7 +56,25 @@ def preview(experiment: Experiment, folder: Path, plugins: dict[str, str]) -> li
         there = runner.holds(folder, experiment, prepared, plugins)
     except BadInput as other:
         return [*lines, f"not begin: {other}"]
-    return [*lines, f"{('show' if store.finished(folder) else 'continue') if there else 'write'} {folder}"]
+    done = there and store.finished(folder, experiment.config)
+    return [*lines, f"{('show' if done else 'continue') if there else 'write'} {folder}"]
+
+
+def _held(folder: Path, team: Team) -> contextlib.AbstractContextManager[None]:
+    """The folder, held by the first process for all of them."""
+    return store.held(folder) if team.rank == 0 else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _loggers(experiment: Experiment, folder: Path, team: Team) -> Iterator[list[Logger]]:
+    """The loggers of the run, closed at its end however it ends; the first process has them."""
+    calls = experiment.lists["loggers"] if team.rank == 0 else []
+    entries = {"seed": experiment.seed, "folder": str(folder), "name": experiment.name}
+    with contextlib.ExitStack() as closing:
+        loggers = [build(call, entries) for call in calls]
+        for logger in loggers:
+            closing.callback(logger.close)
+        yield loggers
 
 
 def _need(purpose: str, **modules: str) -> None:

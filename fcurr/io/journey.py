@@ -68,7 +68,8 @@ def travel(program: Program, start: Journey, watch: Watch, look: Look = lambda j
     journey, done = watch.begin(journey), int(journey.run.iteration)
     if done >= fold.length(journey.run):
         return journey
-    with checkpoint.shelf(watch.folder) as shelf, progress.bar(watch.label, fold.length(journey.run), done) as tick:
+    bar = progress.bar(watch.label, fold.length(journey.run), done) if watch.writes else progress.nothing()
+    with checkpoint.shelf(watch.folder) as shelf, bar as tick:
         anchor = _anchor(start, watch)
         watching.tell(watch.observers, journey, journey, Event("begin", watch.phase, done))
         while int(journey.run.iteration) < fold.length(journey.run):

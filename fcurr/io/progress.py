@@ -22,6 +22,12 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Tick]:
 
 
 @contextlib.contextmanager
+def nothing() -> Iterator[Tick]:
+    """Shows nothing."""
+    yield lambda steps: None
+
+
+@contextlib.contextmanager
 def _drawn(label: str, total: int, done: int) -> Iterator[Tick]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fcurr import evaluating, fold, observe, training, tree
 from fcurr.errors import BadInput
-from fcurr.io import checkpoint, environment, files, loading, signals, store, watching
+from fcurr.io import checkpoint, environment, files, loading, parallel, signals, store, watching
 from fcurr.io.journey import Diverged, Journey, Stopped, Watch, travel
 from fcurr.io.steps import Steps
 from fcurr.observe import Record
@@ -95,9 +95,11 @@ def start_or_continue(
         if not store.agree(folder, experiment.config, itself):
             store.clear(folder)
             files.write_json(folder / store.ENVIRONMENT, environment.describe())
+        files.write_json(folder / store.STATUS, {"status": "running"})
         store.write_config(folder, experiment.config, itself)
+    parallel.meet(team)
     with signals.asked_to_stop() as asked:
-        here = Setting(folder, asked, team, log)
+        here = Setting(folder, parallel.agreed(asked, team), team, log)
         try:
             scores = _scores(experiment, prepared, here) if "score" in experiment.components else None
             journey = _train(experiment, prepared, scores, here)

@@ -73,10 +73,12 @@ def _refuse(folder: Path, kind: str, rest: str, old: str, new: str) -> None:
     raise BadInput(f"{folder} holds {what}; name=... starts another beside it, --fresh throws it away and starts anew")
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run in a folder has come to its end."""
+def finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the run in a folder has come to its end, and the config asks for no more iterations."""
     path = folder / STATUS
-    return path.exists() and read_json(path).get("status") == "finished" and (folder / RESULTS).exists()
+    if not path.exists() or read_json(path).get("status") != "finished" or not (folder / RESULTS).exists():
+        return False
+    return toml.read(folder / CONFIG)[0]["training"]["total_iterations"] == config["training"]["total_iterations"]
 
 
 def clear(folder: Path) -> None:

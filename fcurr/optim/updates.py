@@ -157,7 +157,7 @@ def _counts(penalty: Tensor | float) -> bool:
 
 
 def _add(tensors: Params, factor: Tensor | float, others: Params) -> Params:
-    """tensors + factor * others."""
-    if isinstance(factor, Tensor):
+    """tensors + factor * others. Inductor of torch 2.13 forgets the factor of add(a, b @ c, alpha=factor)."""
+    if isinstance(factor, Tensor) or torch.compiler.is_compiling():
         return {name: leaf + factor * others[name] for name, leaf in tensors.items()}
     return {name: torch.add(leaf, others[name], alpha=factor) for name, leaf in tensors.items()}

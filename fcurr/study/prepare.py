@@ -64,7 +64,7 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
     if not isinstance(model, Model):
         raise BadInput(f"{parts['model'].name} gives a {type(model).__name__}, not a Model", "model")
     if "scaling" in parts:
-        fitted = guarded(parts["scaling"], build(parts["scaling"], entries), _all(train))
+        fitted = guarded(parts["scaling"], build(parts["scaling"], entries), train.x)
         model = scaled(model, fitted.shift, fitted.factor)
     model = mixed(model, experiment.training.precision)
     entries |= {"model": model, "dataset_size": len(ids), "total_iterations": experiment.training.total_iterations}
@@ -243,18 +243,15 @@ def _of_classes(experiment: Experiment, data: Dataset) -> None:
     what = "sets of classes" if data.task == "multi-label" else "numbers"
     own = [experiment.components[key] for key in ("split", "noise", "imbalance") if key in experiment.components]
     for call in [*own, *(member.curriculum.sampling for member in experiment.members)]:
-        if call.function not in (splits.shuffled, curriculum.unbalanced) and call.function.__module__.startswith(
-            "fcurr."
-        ):
+        if call.function not in (
+            splits.shuffled,
+            splits.published,
+            curriculum.unbalanced,
+        ) and call.function.__module__.startswith("fcurr."):
             instead = {"split": "; shuffled does not", "curriculum.sampling": "; unbalanced does not"}.get(
                 call.where, ""
             )
             raise BadInput(f"{call.name} wants a class a sample, and the labels are {what}{instead}", call.where)
-
-
-def _all(data: Dataset) -> Tensor:
-    """[sample, ...]: all samples at once."""
-    return data.x[torch.arange(len(data.y))]
 
 
 def _device(params: Params) -> torch.device:

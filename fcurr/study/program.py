@@ -16,7 +16,7 @@ from fcurr.study.bind import Call, build, guarded, replaced, required
 from fcurr.study.config import Experiment, Training
 from fcurr.study.members import Member
 from fcurr.study.prepare import Prepared, tried
-from fcurr.training import ALONE, Team, TrainState
+from fcurr.training import ALONE, Team, TrainState, apart
 from fcurr.types import Batch, Dataset, Loss, Optimizer, Pace, Params
 
 SCORING, DRAWING = 1, 2  # streams of a run's seed that are not a component's own
@@ -47,7 +47,7 @@ def fit_program(
     entries = {**prepared.entries, "total_iterations": settings.iterations, "dataset_size": len(data.y)}
     optimizer = _scaled(build(experiment.components["optimizer"], entries), experiment.training)
     method = training.gradient_descent(
-        model=prepared.model,
+        model=apart(prepared.model, team),
         loss=entries["loss"],
         optimizer=optimizer,
         augment=prepared.augment,
@@ -92,7 +92,7 @@ def train_program(
         loss, optimizer = recipe(own)
         move = partial(
             training.train_step,
-            model=prepared.model,
+            model=apart(prepared.model, team),
             loss=loss,
             optimizer=optimizer,
             augment=prepared.augment,

@@ -89,6 +89,8 @@ def _notes(annotation: Any) -> tuple[Any, ...]:
 
 def _kind(annotation: Any) -> str:
     bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    if get_origin(bare) in (Union, UnionType):
+        return " or ".join(_kind(part) for part in get_args(bare))
     if get_origin(bare) is tuple:
         return f"a list, each {meaning(get_args(bare)[0])}"
     if get_origin(bare) is Literal:
