@@ -35,7 +35,7 @@ def main() -> None:
         id=torch.arange(128).expand(MEMBERS, 128).contiguous(),
     )
     mapped = vmap(plain.step)
-    traced, whole = fold.traced(mapped, states, batches), torch.compile(mapped, fullgraph=True)
+    traced, whole = tracing.traced(mapped, states, batches), torch.compile(mapped, fullgraph=True)
     graph = torch.compile(traced, fullgraph=True)
     wrapped = torch.compile(mapped, fullgraph=True, options={"cpp_wrapper": True})
     assert tree.equal(traced(states, batches), mapped(states, batches)), "traced and mapped steps differ"

@@ -44,7 +44,7 @@ def main() -> None:
     plain = method(optim.sgd(learning_rate=RATE, momentum=0.9))
     start = plain.init(0)
     before = tree.map(torch.clone, start)
-    traced = fold.traced(plain.step, start, batch)
+    traced = tracing.traced(plain.step, start, batch)
     found = ratios(
         {
             "imperative, fused torch.optim.SGD": imperative(

@@ -1,22 +1,24 @@
 """A run is a fold: a program of members, each moved by its own batches, and all the states on the way."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcurr import rng, sampler, tree
 from fcurr.sampler import Clock, Cursor, Lessons
+from fcurr.tracing import Traced, traced
 from fcurr.training import TrainState
 from fcurr.types import Batch, Dataset, Fetch, Params, State
 
 Step = Callable[[Params, State, Batch], State]  # hyperparameters that vary, state, batch -> state
-AHEAD = 32  # steps whose samples are drawn together
+AHEAD, SAMPLES = 128, 2**15  # steps whose samples are drawn together, at most, and samples of all members
+BLOCK = 2**18  # numbers that are copied from data in memory at once
 
 
 class Program(NamedTuple):
@@ -40,6 +42,7 @@ class Run(NamedTuple):
 
     train: TrainState  # [member, ...]
     cursor: Cursor  # [member]
+    clock: Tensor  # [member] int64, what the program's clock shows: steps taken, or passes completed
     iteration: Tensor  # [] int64, steps of the program
     last: Tensor  # [member] int64, the steps that each member takes
 
@@ -72,16 +75,8 @@ def together(step: Step, *examples: Any, compiled: bool = False) -> Step:
 
 def in_turn(step: Step, *arguments: Any) -> Any:
     """The step of each member, one after another."""
-    return tree.stack([step(*member) for member in tree.apart(arguments)])
-
-
-def traced(function: Callable, *examples: Any) -> Callable:
-    """The operations that a function of tensors consists of, for arguments of these sizes, freed of Python.
-
-    Like torch.compile it fixes what Python decides: the function must not decide by the values of tensors.
-    """
-    distinct = tree.map(torch.clone, examples)  # one tensor given twice would be traced as one argument
-    return make_fx(lambda *arguments: function(*arguments))(*distinct)
+    found = [step(*member) for member in tree.apart(arguments)]
+    return tree.map(lambda leaf: leaf.unsqueeze(0), found[0]) if len(found) == 1 else tree.stack(found)
 
 
 def begin(program: Program, states: TrainState) -> Run:
@@ -89,6 +84,7 @@ def begin(program: Program, states: TrainState) -> Run:
     return Run(
         train=states,
         cursor=sampler.start(program.lessons),
+        clock=torch.zeros_like(program.lessons.key),
         iteration=torch.zeros((), dtype=torch.int64, device=program.lessons.key.device),
         last=lengths(program),
     )
@@ -109,43 +105,68 @@ def length(run: Run) -> int:
     return int(run.last.max())
 
 
-def reading(program: Program, run: Run) -> Tensor:
-    """[member] int64: what the program's clock shows: steps taken, or passes completed."""
-    if program.clock == "step":
-        return torch.minimum(run.iteration, run.last)
-    return run.cursor.epoch + (run.cursor.position == run.cursor.size)
+def completed(cursor: Cursor) -> Tensor:
+    """[...] int64: passes that have come to their end."""
+    return cursor.epoch + (cursor.position == cursor.size)
 
 
-def proceed(program: Program, run: Run, fetch: Fetch = map) -> Iterator[Run]:
+def in_blocks(take: Callable[[Tensor], Batch], ids: Iterable[Tensor]) -> Iterator[Batch]:
+    """map(take, ids) of samples in memory, with small batches copied some at a time."""
+    rest = iter(ids)
+    for one in rest:
+        first = take(one)
+        yield first
+        while block := list(islice(rest, BLOCK // max(first.x.numel(), 1))):
+            if len(block[-1]) == len(one):
+                yield from (Batch(*leaves) for leaves in zip(*map(torch.unbind, take(torch.stack(block))), strict=True))
+            else:  # the last of a data set
+                yield from map(take, block)
+
+
+def proceed(program: Program, run: Run, fetch: Fetch = in_blocks) -> Iterator[Run]:
     """The fold: every state from here to the end, one step each. Members that have finished stay as they are.
 
     `fetch` gives the batches of some steps in turn; one that reads ahead overlaps reading with computing.
     """
-    last, uneven = length(run), int(run.last.min()) < length(run)
-    iteration, varying = int(run.iteration), program.varying
-    places = torch.arange(iteration, last + 1, device=run.iteration.device).unbind()
-    began = iteration
+    here = [run]
+    del run
+    for _ in steps(program, here, fetch):
+        yield here[0]
+
+
+def steps(program: Program, here: list[Run], fetch: Fetch = in_blocks) -> Iterator[int]:
+    """The fold for who wants its memory: `here` holds the one state there is, and after each step, whose number is
+    given, the next. If nobody else holds the old one, its memory is used again in the step."""
+    last, uneven = length(here[0]), int(here[0].last.min()) < length(here[0])
+    iteration, varying, limits = int(here[0].iteration), program.varying, here[0].last
     while iteration < last:
+        cursor, begun = here[0].cursor, here[0].iteration
+        count = min(AHEAD, last - iteration, max(1, SAMPLES // (len(limits) * program.batch_size)))
         ids, cursors = sampler.ahead(
-            run.cursor,
-            run.iteration,
-            program.lessons,
-            steps=min(AHEAD, last - iteration),
-            batch_size=program.batch_size,
-            clock=program.clock,
+            cursor, begun, program.lessons, steps=count, batch_size=program.batch_size, clock=program.clock
         )
-        for batch, *cursor in zip(fetch(program.data.take, ids), *map(torch.unbind, cursors), strict=True):
+        places = begun + torch.arange(1, count + 1, device=begun.device)
+        clocks = torch.minimum(places.unsqueeze(1), limits) if program.clock == "step" else completed(cursors)
+        moments = zip(fetch(program.data.take, ids), places, clocks, *map(torch.unbind, cursors), strict=True)
+        for batch, place, clock, *cursor in moments:
             after = Cursor(*cursor)
             if isinstance(program.in_play, InPlay):
                 varying = program.varying | {"counts": counted(program.in_play, after.size)}
-            states = program.step(varying, run.train, batch)
             if uneven:
-                active = run.iteration < run.last
+                run = here[0]
+                active, states = run.iteration < limits, program.step(varying, run.train, batch)
                 states = tree.where(active, states, run.train)
-                after = tree.where(active, after, run.cursor)
+                after, clock = tree.where(active, (after, clock), (run.cursor, run.clock))
+            else:
+                states = _given(program.step, [varying, here.pop().train, batch])
+            here[:] = [Run(train=states, cursor=after, clock=clock, iteration=place, last=limits)]
             iteration += 1
-            run = Run(train=states, cursor=after, iteration=places[iteration - began], last=run.last)
-            yield run
+            yield iteration
+
+
+def _given(step: Step, arguments: list[Any]) -> TrainState:
+    """A step of arguments that are given away, if it can make use of that."""
+    return step.give(arguments) if isinstance(step, Traced) else step(*arguments)
 
 
 def finish(program: Program, run: Run) -> Run:
@@ -173,7 +194,7 @@ def in_play(lessons: Lessons, y: Tensor, classes: int) -> InPlay:
 
 def counted(table: InPlay, size: Tensor) -> Tensor:
     """[member, class] int64: what is in play at a member's size [member]."""
-    place = torch.searchsorted(table.sizes, size.unsqueeze(-1))
+    place = torch.searchsorted(table.sizes, size.contiguous().unsqueeze(-1))
     return table.counts.gather(1, place.unsqueeze(-1).expand(-1, -1, table.counts.shape[-1])).squeeze(1)
 
 

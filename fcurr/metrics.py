@@ -97,8 +97,8 @@ def concordance(outputs: Tensor, y: Tensor) -> Higher:
 
 
 def _there(outputs: Tensor, threshold: Threshold) -> Tensor:
-    """[sample, class] int64, 1 for a class that is there. torchmetrics is not left to say whether outputs are logits: it
-    takes them for probabilities if all lie in [0, 1]."""
+    """[sample, class] int64, 1 for a class that is there. torchmetrics is not left to guess what outputs are: it takes
+    them for probabilities if all lie in [0, 1]."""
     return (outputs.sigmoid() > threshold).long()
 
 

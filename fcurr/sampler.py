@@ -7,6 +7,7 @@ is a function of (key, iteration) and of three integers, in O(batch) time; nothi
 Everything broadcasts: with members, the integers have a leading axis and the same code draws for all.
 """
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -99,12 +100,35 @@ def ahead(
 
     The same numbers as drawing one by one, at a fraction of the overhead.
     """
-    visits = []
-    for step in range(steps):
-        visits.append(visit(cursor, iteration + step, lessons, batch_size=batch_size, clock=clock))
-        cursor = after(visits[-1])
-    together = tree.stack(visits)
-    return ids(together, lessons), after(together)
+    shape = cursor.size.shape
+    rows = zip(*(leaf.reshape(-1).tolist() for leaf in (*cursor, lessons.pace.expand(shape))), strict=True)
+    first, count = int(iteration), steps * batch_size
+    met = [list(_passes(*row, lessons.sizes, first, count, batch_size, clock)) for row in rows]
+    most = max(map(len, met))
+    table = torch.tensor([row + [row[-1]] * (most - len(row)) for row in met], device=cursor.size.device)
+    sizes = table.reshape(*shape, most)  # [..., pass]
+    ends = sizes.cumsum(-1)
+    place = cursor.position.unsqueeze(-1) + torch.arange(count, device=sizes.device)  # from the start of the first pass
+    nth = torch.searchsorted(ends, place, right=True)
+    size = sizes.gather(-1, nth)
+    visits = Visits(epoch=cursor.epoch.unsqueeze(-1) + nth, position=place - (ends.gather(-1, nth) - size), size=size)
+    apart = tree.map(lambda leaf: leaf.unflatten(-1, (steps, batch_size)).movedim(-2, 0), visits)
+    return ids(visits, lessons).unflatten(-1, (steps, batch_size)).movedim(-2, 0), after(apart)
+
+
+def _passes(
+    epoch: int, position: int, size: int, pace: int, sizes: Tensor, first: int, count: int, batch: int, clock: Clock
+) -> Iterator[int]:
+    """The sizes of the passes that `count` samples from here on belong to; a pass takes the size of its pace at the
+    step, or the pass, that it begins with."""
+    yield size
+    end, last = size - position, sizes.shape[1] - 1  # samples until the pass is exhausted
+    while end < count:
+        epoch += 1
+        reading = epoch if clock == "epoch" else first + end // batch
+        size = int(sizes[pace, min(reading, last)])
+        end += size
+        yield size
 
 
 def steps(lessons: Lessons, *, total_iterations: Iterations, batch_size: int, clock: Clock = "step") -> Tensor:

@@ -25,6 +25,12 @@ def leaves(tree: Any) -> list[Tensor]:
     return optree.tree_leaves(tree)  # type: ignore[return-value]
 
 
+def flatten(tree: T) -> tuple[list[Tensor], Callable[[list[Tensor]], T]]:
+    """The tensors of a tree, and the function that builds a tree like it from others."""
+    tensors, structure = optree.tree_flatten(tree)  # pyright: ignore
+    return tensors, functools.partial(optree.tree_unflatten, structure)  # pyright: ignore
+
+
 def stack(trees: Sequence[T]) -> T:
     """Trees alike, as one tree whose leaves have a leading axis of members."""
     return optree.tree_map(lambda *tensors: torch.stack(tensors), *trees)  # type: ignore[return-value]

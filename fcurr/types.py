@@ -41,6 +41,13 @@ class Rows(Protocol):
     def __getitem__(self, ids: Tensor, /) -> Tensor: ...  # [..., *features] of int64 ids [...]
 
 
+def _rows(x: Tensor | Rows, ids: Tensor) -> Tensor:
+    """x[ids]; of a tensor by index_select, which takes a third of the time for pictures."""
+    if not isinstance(x, Tensor):
+        return x[ids]
+    return x.index_select(0, ids.reshape(-1)).reshape(*ids.shape, *x.shape[1:])
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Some rows of others, in an order of their own."""
@@ -87,7 +94,7 @@ class Dataset(NamedTuple):
 
     def take(self, ids: Tensor) -> Batch:
         """The samples of these ids, seen together; the ids' axes come first."""
-        return Batch(x=self.x[ids], y=self.y[ids], id=ids)
+        return Batch(x=_rows(self.x, ids), y=_rows(self.y, ids), id=ids)
 
     def part(self, ids: Tensor) -> "Dataset":
         """These samples as a data set of their own, numbered anew."""

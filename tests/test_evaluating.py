@@ -13,11 +13,12 @@ from torch.func import vmap
 from worlds import assert_close, blobs, numbers, seeds
 
 from fcurr import evaluating, inputs, losses, mapping, metrics, models, optim, rng, training, tree, views
-from fcurr.types import Batch, Dataset
+from fcurr.types import Batch, Dataset, Metric
 
 MEMBERS = 3
 DATA = blobs(features=(4, 2))  # 24 samples of 4 times 2 numbers, 3 classes
-DATA = DATA._replace(x=DATA.x.float())
+X = torch.as_tensor(DATA.x).float()
+DATA = DATA._replace(x=X)
 PLACE = (torch.tensor(0), torch.tensor(0))
 
 
@@ -53,10 +54,10 @@ def variables(model, count: int = MEMBERS):
 class Read:
     """Samples that are read, not held: indexed as a tensor would be."""
 
-    shape, dtype, identity = tuple(DATA.x.shape), DATA.x.dtype, "read"
+    shape, dtype, identity = tuple(X.shape), X.dtype, "read"
 
     def __getitem__(self, ids: Tensor) -> Tensor:
-        return DATA.x[ids].clone()
+        return X[ids].clone()
 
 
 @every_model
@@ -69,7 +70,7 @@ def test_answers_are_what_each_member_gives_to_each_sample_whatever_the_chunk(mo
     assert not found.outputs.requires_grad
     for member in range(count):
         for sample in range(24):
-            outputs = model.apply(tree.member(own, member), DATA.x[sample : sample + 1])
+            outputs = model.apply(tree.member(own, member), X[sample : sample + 1])
             torch.testing.assert_close(found.outputs[member, sample], outputs[0], rtol=1e-5, atol=1e-6)
             right = losses.cross_entropy(outputs, DATA.y[sample : sample + 1])[0]
             torch.testing.assert_close(found.losses[member, sample], right, rtol=1e-5, atol=1e-5)
@@ -102,7 +103,7 @@ def test_answers_write_to_none_of_the_variables():
 def test_what_is_measured_is_the_mean_loss_and_every_metric_of_every_member():
     model = MODELS["mlp"]
     found = evaluating.answers(variables(model), DATA, model=model, loss=losses.cross_entropy)
-    asked = {"f1": partial(metrics.f1, classes=3), "accuracy": partial(metrics.accuracy, classes=3)}
+    asked: dict[str, Metric] = {"f1": partial(metrics.f1, classes=3), "accuracy": partial(metrics.accuracy, classes=3)}
     measured = evaluating.measured(found, DATA.y, asked)
     assert list(measured) == ["loss", "f1", "accuracy"]
     assert all(values.dtype == torch.float64 and values.shape == (MEMBERS,) for values in measured.values())
@@ -175,11 +176,11 @@ SHIFT, FACTOR = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]])  # broad
 
 @every_model
 def test_a_scaled_model_is_the_model_of_scaled_samples_in_evaluation_and_in_training(model):
-    scaled, by_hand = inputs.scaled(model, SHIFT, FACTOR), (DATA.x - SHIFT) * FACTOR
+    scaled, by_hand = inputs.scaled(model, SHIFT, FACTOR), (X - SHIFT) * FACTOR
     (params, buffers), (plain, rest) = scaled.init(1), model.init(1)
     assert tree.equal(params, plain) and {name: buffers[name] for name in rest}.keys() == rest.keys()
-    assert torch.equal(scaled.apply({**params, **buffers}, DATA.x), model.apply({**plain, **rest}, by_hand))
-    outputs, after = scaled.train(params, buffers, DATA.x, PLACE)
+    assert torch.equal(scaled.apply({**params, **buffers}, X), model.apply({**plain, **rest}, by_hand))
+    outputs, after = scaled.train(params, buffers, X, PLACE)
     right, moved = model.train(plain, rest, by_hand, PLACE)
     assert torch.equal(outputs, right)
     assert after.keys() == buffers.keys() and tree.equal({name: after[name] for name in moved}, moved)
@@ -189,13 +190,13 @@ def test_a_scaled_model_is_the_model_of_scaled_samples_in_evaluation_and_in_trai
 @every_model
 def test_training_a_scaled_model_is_training_the_model_on_scaled_samples(model):
     optimizer = optim.sgd(learning_rate=0.1, momentum=0.9)
-    by_hand = (DATA.x - SHIFT) * FACTOR
+    by_hand = (X - SHIFT) * FACTOR
     scaled = inputs.scaled(model, SHIFT, FACTOR)
     ours, theirs = (training.train_start(0, model=own, optimizer=optimizer) for own in (scaled, model))
     for turn in range(4):
         ids = rng.shuffle(torch.arange(8), 24, turn)
         step = partial(training.train_step, loss=losses.cross_entropy, optimizer=optimizer)
-        ours = step(ours, Batch(DATA.x[ids], DATA.y[ids], ids), model=scaled)
+        ours = step(ours, Batch(X[ids], DATA.y[ids], ids), model=scaled)
         theirs = step(theirs, Batch(by_hand[ids], DATA.y[ids], ids), model=model)
     assert tree.equal(ours.params, theirs.params)
     kept = {name: leaf for name, leaf in ours.buffers.items() if name not in (inputs.SHIFT, inputs.FACTOR)}
@@ -206,8 +207,8 @@ def test_training_a_scaled_model_is_training_the_model_on_scaled_samples(model):
 def test_scaled_members_mapped_equal_the_loop_and_share_no_memory_with_their_units():
     scaled = inputs.scaled(MODELS["mlp"], SHIFT, FACTOR)
     own = variables(scaled)
-    mapped = vmap(scaled.apply, in_dims=(0, None))(own, DATA.x)
-    looped = tree.stack([scaled.apply(member, DATA.x) for member in tree.apart(own)])
+    mapped = vmap(scaled.apply, in_dims=(0, None))(own, X)
+    looped = tree.stack([scaled.apply(member, X) for member in tree.apart(own)])
     torch.testing.assert_close(mapped, looped, rtol=1e-5, atol=1e-5)
     assert scaled.init(0)[1][inputs.SHIFT].data_ptr() != SHIFT.data_ptr()
 
@@ -226,7 +227,7 @@ def test_a_view_of_the_loss_is_that_of_the_last_batch():
     assert views.last_loss(state()).isnan()
     step = partial(training.train_step, model=MODELS["mlp"], loss=losses.cross_entropy)
     after = step(state(), DATA.take(torch.arange(8)), optimizer=optim.adam(learning_rate=0.1))
-    right = losses.cross_entropy(MODELS["mlp"].apply(state().params, DATA.x[:8]), DATA.y[:8]).mean()
+    right = losses.cross_entropy(MODELS["mlp"].apply(state().params, X[:8]), DATA.y[:8]).mean()
     torch.testing.assert_close(views.last_loss(after), right)
 
 

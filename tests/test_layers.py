@@ -10,13 +10,14 @@ import pytest
 HOME = Path(__file__).parents[1]
 FLOORS = [
     {"types", "errors"},
-    {"tree", "rng", "autodiff", "mapping", "keyed", "networks"},
+    {"tree", "rng", "autodiff", "mapping", "tracing", "keyed", "networks"},
     {"pacing", "scoring", "losses", "metrics", "precision", "inputs", "optim", "schedules", "models", "data"},
     {"curriculum", "sampler", "training", "fold", "evaluating", "observe", "views", "loading", "study", "testing"},
     {"io"},
 ]
 SIDEWAYS = {
     ("mapping", "tree"),
+    ("tracing", "tree"),
     ("keyed", "rng"),
     ("fold", "sampler"),
     ("fold", "training"),

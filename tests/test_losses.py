@@ -2,7 +2,7 @@
 
 import inspect
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from worlds import numbers, public, seeds
 
 from fcurr import losses
 from fcurr.testing import hyperparameters
-from fcurr.types import Loss
+from fcurr.types import Loss, Task
 
 CLASSES = 4
 batches = st.integers(1, 9)
@@ -62,7 +62,7 @@ KINDS = {  # what a loss is of, by a word of its name
     "huber": [targets(6)],
 }
 ROLES = {"weights": (0.5, 2.0, 0.0, 1.0), "counts": torch.tensor([5, 0, 1, 30])}
-TASKS = {"classification": labelled(6), "multi-label": sets(6), "regression": targets(6)}
+TASKS: dict[Task, Tensor] = {"classification": labelled(6), "multi-label": sets(6), "regression": targets(6)}
 
 
 def cases() -> dict[str, Case]:
@@ -88,8 +88,9 @@ every_case = pytest.mark.parametrize("case", cases().values(), ids=cases())
 def test_cross_entropy_is_that_of_torch_for_any_smoothing(seed, batch, classes, scale, smooth):
     outputs, y = numbers(batch, classes, seed=seed, scale=scale), torch.arange(batch) % classes
     right = F.cross_entropy(outputs, y, reduction="none", label_smoothing=smooth)
+    mapped_over: Any = torch.tensor(smooth, dtype=torch.float64)
     exactly(losses.cross_entropy(outputs, y, smoothing=smooth), right)
-    exactly(losses.cross_entropy(outputs, y, smoothing=torch.tensor(smooth, dtype=torch.float64)), right)
+    exactly(losses.cross_entropy(outputs, y, smoothing=mapped_over), right)
 
 
 @given(seed=seeds, batch=batches, scale=scales, smooth=st.floats(0, 0.99))
@@ -204,7 +205,7 @@ def test_losses_of_numbers_are_the_means_over_targets_of_those_of_torch(seed, ba
 
 def test_the_likelihood_is_the_natural_loss_of_a_task():
     outputs = numbers(6, CLASSES)
-    natural = {
+    natural: dict[Task, Loss] = {
         "classification": losses.cross_entropy,
         "multi-label": losses.binary_cross_entropy,
         "regression": losses.squared_error,

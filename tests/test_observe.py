@@ -36,7 +36,7 @@ turns = st.lists(st.tuples(pairs, st.tuples(st.booleans(), st.booleans())), min_
 @given(turns, st.booleans())
 def test_the_record_keeps_the_first_of_the_best_evaluations_of_every_member(turns, higher):
     """Of those that are due; the very first if none is a number."""
-    record = told(*zip(*turns, strict=True), higher)[-1]
+    record = told([row for row, _ in turns], [who for _, who in turns], higher)[-1]
     for member in range(2):
         seen = [(turn, row[member]) for turn, (row, who) in enumerate(turns) if who[member]]
         real = [(turn, value) for turn, value in seen if not isnan(value)]
@@ -54,7 +54,7 @@ def test_the_record_keeps_the_first_of_the_best_evaluations_of_every_member(turn
 
 @given(turns, st.booleans())
 def test_members_that_are_not_due_stay_as_they_are_bit_for_bit(turns, higher):
-    records = told(*zip(*turns, strict=True), higher)
+    records = told([row for row, _ in turns], [who for _, who in turns], higher)
     for (_, who), before, after in zip(turns, records[:-1], records[1:], strict=True):
         for member in range(2):
             assert who[member] or tree.equal(tree.member(before, member), tree.member(after, member))

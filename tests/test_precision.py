@@ -16,7 +16,7 @@ from fcurr.precision import loss_scaled, mixed
 from fcurr.types import Batch, Optimizer, Params
 
 DATA = blobs()
-DATA = DATA._replace(x=DATA.x.float())
+DATA = DATA._replace(x=torch.as_tensor(DATA.x).float())
 PLACE = (torch.tensor(0), torch.tensor(0))
 SHORT = ["bfloat16", "float16"]
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance between numbers at 1
@@ -101,6 +101,19 @@ def test_training_in_sixteen_bits_keeps_the_dtypes_of_states_and_is_close_to_tra
         assert training.finite(state)
     assert_close(state.params, exact.params, rtol=0, atol=0.1)
     assert not tree.equal(state.params, exact.params)
+
+
+@every_short
+def test_buffers_that_a_model_computes_in_sixteen_bits_come_back_in_their_own_type(short):
+    def train(params, buffers, x, place):
+        outputs = MODELS["mlp"].apply(params, x)
+        return outputs, {"last": outputs.mean(0), "seen": buffers["seen"] + len(x)}
+
+    model = mixed(MODELS["mlp"]._replace(train=train), short)
+    buffers = {"last": torch.zeros(3), "seen": torch.zeros((), dtype=torch.int64)}
+    outputs, after = model.train(MODELS["mlp"].init(0)[0], buffers, taken(0).x, PLACE)
+    assert after["last"].dtype == torch.float32 and after["seen"].dtype == torch.int64 and after["seen"] == 8
+    torch.testing.assert_close(after["last"], outputs.mean(0), rtol=8 * STEP[short], atol=8 * STEP[short])
 
 
 @every_build

@@ -171,14 +171,15 @@ class Cut(BaseException):
 def _cut(folder: Path, config: dict[str, Any], step: int) -> Path:
     """A run that was cut after this step of training."""
     with pytest.MonkeyPatch.context() as patch:
-        due = journey._due
+        fine = journey.Steps.add
 
-        def cutting(program, before, after, every, ends):
-            if int(after.iteration) == step and program.total_iterations == config["training"]["total_iterations"]:
+        def cutting(steps, loss):
+            done = fine(steps, loss)
+            if done == step and steps.path is not None:
                 raise Cut
-            return due(program, before, after, every, ends)
+            return done
 
-        patch.setattr(journey, "_due", cutting)
+        patch.setattr(journey.Steps, "add", cutting)
         with contextlib.suppress(Cut):
             _run(folder, config)
     return folder / "runs/small"

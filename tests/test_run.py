@@ -120,15 +120,15 @@ def test_a_run_cut_anywhere_and_started_again_is_bit_for_bit_the_run_that_was_no
     folder = tmp_path_factory.mktemp("cut")
     with pytest.MonkeyPatch.context() as patch:
         taken = 0
-        travel, shelve = runner.fold.proceed, checkpoint.shelf
+        travel, shelve = runner.fold.steps, checkpoint.shelf
 
-        def proceed(program, run, fetch):
+        def steps(program, here, fetch):
             nonlocal taken
-            for state in travel(program, run, fetch):
+            for done in travel(program, here, fetch):
                 taken += 1
                 if taken == step and when == "after the step":
                     raise Killed
-                yield state
+                yield done
 
         @contextlib.contextmanager
         def shelf(folder):
@@ -145,7 +145,7 @@ def test_a_run_cut_anywhere_and_started_again_is_bit_for_bit_the_run_that_was_no
 
                 yield plain._replace(write=write)
 
-        patch.setattr(runner.fold, "proceed", proceed)
+        patch.setattr(runner.fold, "steps", steps)
         patch.setattr(checkpoint, "shelf", shelf)
         assert isinstance(_run(folder).exception, Killed)
     assert _run(folder).exit_code == 0
@@ -338,15 +338,15 @@ def test_a_pace_that_asks_for_the_seed_is_given_its_members(tmp_path):
 def _stopped(folder: Path, config, *more: str) -> Path:
     """A run that was cut after step 25 of training."""
     with pytest.MonkeyPatch.context() as patch:
-        travel = runner.fold.proceed
+        travel = runner.fold.steps
 
-        def proceed(program, run, fetch):
-            for state in travel(program, run, fetch):
-                if program.total_iterations == 40 and int(state.iteration) == 26:
+        def steps(program, here, fetch):
+            for done in travel(program, here, fetch):
+                if program.total_iterations == 40 and done == 26:
                     raise Killed
-                yield state
+                yield done
 
-        patch.setattr(runner.fold, "proceed", proceed)
+        patch.setattr(runner.fold, "steps", steps)
         assert isinstance(_run(folder, config, *more).exception, Killed)
     return folder / "runs/small"
 

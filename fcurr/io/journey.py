@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fcurr import fold, tree
@@ -58,6 +59,7 @@ class Watch(NamedTuple):
 
 
 Look = Callable[[Journey, Tensor], Journey]  # a journey at an evaluation, the members that are due -> the journey after
+LOOK_EVERY = 32  # steps after which an accelerator is asked whether a loss is finite
 TIRED = 100  # setbacks in a row after which a run that rewinds gives up
 
 
@@ -88,38 +90,56 @@ def _leg(
     tick: progress.Tick,
 ) -> tuple[Journey, Journey]:
     """From here until an evaluation, a setback or the end changes something; and what to rewind to."""
-    began = journey.run
-    length, ends = fold.length(began), set(began.last.tolist())
-    look_every = 1 if began.iteration.is_cpu else fold.AHEAD  # looking at a loss waits for an accelerator
-    for run in fold.proceed(program, began, watch.fetch):
-        before, journey = journey, Journey(run, journey.record)
-        done = watch.steps.add(run.train.loss)
+    here, record = [journey.run], journey.record
+    length, ends = fold.length(here[0]), set(here[0].last.tolist())
+    longest = (here[0].last == length).nonzero().flatten().tolist()
+    was, told = here[0].clock.tolist(), watch.observers.told
+    look_every = 1 if here[0].iteration.is_cpu else LOOK_EVERY  # looking at a loss waits for an accelerator
+    before = journey if told else None
+    del journey  # a state that nobody holds gives its memory to the next
+    for done in fold.steps(program, here, watch.fetch):
+        changed, clock = False, here[0].clock.tolist()
+        watch.steps.add(here[0].train.loss)
         tick(1)
-        if watch.observers.told:
-            _tell_step(watch, before, journey)
-        if watch.on_nonfinite != "skip" and (done % look_every == 0 or done in ends) and not _fine(run.train.loss):
-            journey = _setback("loss", run.train.loss, journey, anchor, watch, shelf)
-        due = _due(program, before.run, run, watch.evaluate_every, ends)
-        if due is not None:
-            watching.tell(watch.observers, before, journey, Event("evaluate", watch.phase, done))
-            journey = look(journey, due)
+        if before is not None:
+            _tell_step(watch, before, Journey(here[0], record))
+        if watch.on_nonfinite != "skip" and (done % look_every == 0 or done in ends) and not _fine(here[0].train.loss):
+            here[0] = _setback("loss", here[0].train.loss, here[0], anchor, watch, shelf)
+            changed = True
+        if (
+            any(
+                now // watch.evaluate_every > then // watch.evaluate_every for now, then in zip(clock, was, strict=True)
+            )
+            or done in ends
+        ):
+            run, due = here[0], _due(here[0], clock, was, watch.evaluate_every)
+            if before is not None:
+                watching.tell(watch.observers, before, Journey(run, record), Event("evaluate", watch.phase, done))
+            after, record = look(Journey(run, record), due)
+            here[0], changed = after, changed or after is not run
+            del run, after
         stop = watch.asked()
-        if stop or done == length or _save_due(program, before.run, run, watch.save_every):
+        slowest = [min(times[member] for member in longest) // watch.save_every for times in (clock, was)]
+        if stop or done == length or slowest[0] > slowest[1]:
             if watch.on_nonfinite != "skip":
-                for name, leaf in run.train.params.items():
+                for name, leaf in here[0].train.params.items():
                     if not _fine(leaf):
-                        journey = _setback(f"parameter {name}", leaf, journey, anchor, watch, shelf)
+                        here[0] = _setback(f"parameter {name}", leaf, here[0], anchor, watch, shelf)
+                        changed = True
             watch.settle()
             if watch.writes:
-                shelf.write(journey, done, stopped=bool(stop) and done < length)
-            watching.tell(watch.observers, before, journey, Event("save", watch.phase, done))
+                shelf.write(Journey(here[0], record), done, stopped=bool(stop) and done < length)
+            if before is not None:
+                watching.tell(watch.observers, before, Journey(here[0], record), Event("save", watch.phase, done))
             if stop and done < length:
                 shelf.settle()
                 raise Stopped(stop, done, length)
-            anchor = journey if watch.on_nonfinite == "rewind" else anchor
-        if journey.run is not run:
-            return journey, anchor
-    return journey, anchor
+            anchor = Journey(here[0], record) if watch.on_nonfinite == "rewind" else anchor
+        was = clock
+        before = Journey(here[0], record) if told else None
+        if changed:
+            break
+    return Journey(here[0], record), anchor
 
 
 def _anchor(start: Journey, watch: Watch) -> Journey:
@@ -130,37 +150,26 @@ def _anchor(start: Journey, watch: Watch) -> Journey:
     return start if found is None else found
 
 
-def _due(program: Program, before: Run, after: Run, every: int, ends: set[int]) -> Tensor | None:
-    """[member] bool: whose clock has come to an evaluation with this step, or who has come to the end; None if nobody
-    has."""
-    done = after.iteration
-    if program.clock == "step" and int(done) % every and int(done) not in ends:
-        return None
-    active = before.iteration < after.last
-    crossed = fold.reading(program, after) // every > fold.reading(program, before) // every
-    due = active & (crossed | (done == after.last))
-    return due if bool(due.any()) else None
+def _due(run: Run, clock: list[int], was: list[int], every: int) -> Tensor:
+    """[member] bool: whose clock has come to an evaluation with this step, or who has come to the end."""
+    crossed = torch.tensor([now // every > then // every for now, then in zip(clock, was, strict=True)])
+    active = run.iteration <= run.last
+    return active & (crossed.to(active.device) | (run.iteration == run.last))
 
 
-def _save_due(program: Program, before: Run, after: Run, every: int) -> bool:
-    """Whether the clock of the slowest member has come to a checkpoint."""
-    if program.clock == "step":
-        return int(after.iteration) % every == 0
-    slowest = [fold.reading(program, run)[run.last == run.last.max()].min() // every for run in (before, after)]
-    return bool(slowest[1] > slowest[0])
-
-
-def _setback(what: str, values: Tensor, journey: Journey, anchor: Journey, watch: Watch, shelf: Shelf) -> Journey:
+def _setback(what: str, values: Tensor, run: Run, anchor: Journey, watch: Watch, shelf: Shelf) -> Run:
     """Something is not finite: the end of the run, or, in a run that rewinds, the state of the anchor in the members
     that are hurt, with the data going on from here."""
-    run, bad = journey.run, ~values.reshape(len(values), -1).isfinite()
+    bad = ~values.reshape(len(values), -1).isfinite()
     hurt = bad.any(1)
     tired = watch.steps.nonfinite_in_a_row() >= TIRED
     if watch.on_nonfinite == "rewind" and not tired:
         watch.steps.note(rewound_to=int(anchor.run.iteration))
         back = tree.where(hurt, anchor.run.train, run.train)
-        after = journey._replace(run=run._replace(train=back._replace(iteration=run.train.iteration)))
-        watching.tell(watch.observers, journey, after, Event("setback", watch.phase, int(run.iteration)))
+        after = run._replace(train=back._replace(iteration=run.train.iteration))
+        if watch.observers.told:
+            was, now = (Journey(one, ()) for one in (run, after))
+            watching.tell(watch.observers, was, now, Event("setback", watch.phase, int(run.iteration)))
         return after
     wrong = hurt.nonzero().flatten().tolist()
     value = float(values.reshape(len(values), -1)[wrong[0]][bad[wrong[0]]][0])

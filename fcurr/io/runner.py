@@ -236,8 +236,8 @@ def fetching(data: Dataset, device: torch.device, team: Team = ALONE) -> Fetch:
     if not isinstance(data.x, Tensor):
         return lambda take, ids: loading.ahead(partial(there, take), ids)
     if team.world > 1:
-        return lambda take, ids: (take(part(some)) for some in ids)
-    return map
+        return lambda take, ids: fold.in_blocks(take, map(part, ids))
+    return fold.in_blocks
 
 
 def _rows(

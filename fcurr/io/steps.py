@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fcurr.io.watching import finite
 
+AT_ONCE = 1024  # lines that are written together
+
 
 class Steps:
     """The losses of steps that are not evaluated yet, and the file of all.
@@ -21,12 +23,15 @@ class Steps:
         self.path, self.writes = path, writes
         self.first = 0  # steps before those in `losses`
         self.losses: list[Tensor] = []  # [member] each
-        self.written = 0  # how many of them are in the file
+        self.unwritten: list[Tensor] = []  # the last ones, that are not in the file
         self.notes: dict[int, dict[str, object]] = {}  # what else happened, by iteration
 
     def add(self, loss: Tensor) -> int:
         """One step more; how many there are now."""
         self.losses.append(loss)
+        self.unwritten.append(loss)
+        if len(self.unwritten) >= AT_ONCE:
+            self.flush()
         return self.first + len(self.losses)
 
     def note(self, **happened: object) -> None:
@@ -53,22 +58,20 @@ class Steps:
 
     def flush(self) -> None:
         """Everything seen, in the file."""
-        new = self.losses[self.written :]
+        new, self.unwritten = self.unwritten, []
         if self.path is None or not self.writes or not new:
             return
         lines = []
-        for place, losses in enumerate(torch.stack(new).tolist(), start=self.first + self.written + 1):
+        for place, losses in enumerate(torch.stack(new).tolist(), start=self.first + len(self.losses) - len(new) + 1):
             line = {"iteration": place, "loss": [finite(loss) for loss in losses], **self.notes.pop(place, {})}
             lines.append(json.dumps(line, allow_nan=False) + "\n")
         with open(self.path, "a") as file:
             file.write("".join(lines))
-        self.written = len(self.losses)
 
     def forget(self, until: int) -> None:
         """Steps up to an iteration are not asked about any more."""
-        self.flush()
         self.losses = self.losses[until - self.first :]
-        self.first, self.written = until, len(self.losses)
+        self.first = until
 
     def keep(self, done: int, evaluated: Tensor | None) -> None:
         """The file up to an iteration; what comes after it is thrown away. The losses since the last evaluations are
@@ -92,4 +95,4 @@ class Steps:
                 file.truncate(size)
         device = None if evaluated is None else evaluated.device
         self.losses = [torch.tensor(losses, device=device) for losses in tail]
-        self.first, self.written = done - len(tail), len(tail)
+        self.first, self.unwritten = done - len(tail), []

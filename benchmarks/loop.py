@@ -1,0 +1,191 @@
+"""The whole loop of a run on digits, against its bare steps and against the imperative loop: python benchmarks/loop.py
+
+All that a run does from its first step to its last checkpoint: drawing, stepping, the loss of every step in a file, an
+evaluation a pass with its line of metrics, the state at the end on the disk. A 64-256-10 perceptron, batch 64, SGD with
+momentum.
+"""
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from interleave import network, quiet
+from torch import Tensor, nn
+
+from fcurr import fold, tree
+from fcurr.fold import Program
+from fcurr.io import checkpoint, configs, journey, runner, store
+from fcurr.io.journey import Journey
+from fcurr.types import Batch, Dataset
+
+BATCH, RATE, MOMENTUM = 64, 0.01, 0.9
+Way = Callable[[], object]
+
+
+class Whole(NamedTuple):
+    """A run made ready: it is its loop that is timed."""
+
+    program: Program
+    start: Journey
+    validation: Dataset
+    go: Callable[[], Journey]  # from the start to the end, in a folder
+    steps: int
+
+
+def whole(members: int, passes: int, folder: Path) -> Whole:
+    """What `fcurr run` calls for so many members, each training for so many passes over the data."""
+    config = {
+        "name": "loop",
+        "seed": 0,
+        "data": {"fn": "digits"},
+        "split": {"fn": "stratified", "validation": 0.15, "test": 0.25},
+        "model": {"fn": "mlp", "hidden": [256]},
+        "optimizer": {"fn": "sgd", "learning_rate": RATE, "momentum": MOMENTUM},
+        "training": {"clock": "epoch", "total_iterations": passes, "batch_size": BATCH, "save_every": passes},
+        "members": {"seed": list(range(members))},
+    }
+    experiment = configs.read(config)
+    prepared = runner.load(experiment)
+    caught: list[Any] = []
+
+    def catch(*arguments: Any) -> Journey:
+        caught.extend(arguments)
+        return arguments[1]
+
+    with mock.patch.object(runner, "travel", catch):
+        runner.start_or_continue(experiment, prepared, folder, {})
+    program, start, watch, look = caught
+
+    def go() -> Journey:
+        checkpoint.clear(folder / store.CHECKPOINTS)
+        with redirect_stderr(StringIO()):
+            return journey.travel(program, start, watch, look)
+
+    return Whole(program, start, prepared.validation, go, fold.length(start.run))
+
+
+def bare(run: Whole) -> Callable[[], Any]:
+    """The same steps on the same batches, all drawn before; the state at the end."""
+    first, program = run.start.run, run.program
+    batches, step = list(drawn(run)), getattr(program.step, "give", None)
+
+    def go() -> Any:
+        state = first.train
+        for batch in batches:
+            if step is None:
+                state = program.step(program.varying, state, batch)
+            else:
+                given = [program.varying, state, batch]
+                del state
+                state = step(given)  # as the loop does: the old state is given away
+        return state
+
+    return go
+
+
+def drawn(run: Whole) -> Iterator[Batch]:
+    """The batches of a run."""
+    first, program = run.start.run, run.program
+    ids, _ = fold.sampler.ahead(
+        first.cursor,
+        first.iteration,
+        program.lessons,
+        steps=run.steps,
+        batch_size=program.batch_size,
+        clock=program.clock,
+    )
+    yield from map(program.data.take, ids)
+
+
+def imperative(run: Whole, members: int, folder: Path, **options: Any) -> Way:
+    """The loop as everybody writes it, once a member: as many steps, the same work."""
+    data, validation, loss_of = run.program.data, run.validation, nn.CrossEntropyLoss()
+    x, held_x = data.x[:].flatten(1), validation.x[:].flatten(1)
+    start = network()
+
+    def one(member: int, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor) -> None:
+        net, done, best = copy.deepcopy(start), 0, -1.0
+        kept = copy.deepcopy(net.state_dict())
+        optimizer = torch.optim.SGD(net.parameters(), lr=RATE, momentum=MOMENTUM, **options)
+        generator = torch.Generator().manual_seed(member)
+        with open(folder / "steps.jsonl", "w") as steps, open(folder / "metrics.jsonl", "w") as metrics:
+            while done < run.steps:
+                for ids in torch.randperm(len(y), generator=generator).split(BATCH)[: run.steps - done]:
+                    optimizer.zero_grad()
+                    loss = loss_of(net(x[ids]), y[ids])
+                    loss.backward()
+                    optimizer.step()
+                    done += 1
+                    steps.write(f'{{"iteration": {done}, "loss": {loss.item()}}}\n')
+                net.eval()
+                with torch.no_grad():
+                    outputs = net(held_x)
+                    share = (outputs.argmax(1) == held_y).double().mean().item()
+                    row = {"iteration": done, "loss": loss_of(outputs, held_y).item(), "accuracy": share}
+                net.train()
+                metrics.write(json.dumps(row) + "\n")
+                if share > best:
+                    best, kept = share, copy.deepcopy(net.state_dict())
+        torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict(), "best": kept}, folder / "last.pt")
+
+    def go() -> None:
+        for member in range(members):
+            one(member, x, data.y, held_x, validation.y)
+
+    return go
+
+
+def seconds(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
+    """name -> what it took in each round; the ways take turns."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()
+    for _ in range(rounds):
+        for name, way in ways.items():
+            began = time.process_time()
+            way()
+            found[name].append(time.process_time() - began)
+    return found
+
+
+def quartiles(values: Sequence[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    quiet()
+    torch.manual_seed(0)
+    for members, passes, rounds in ((1, 60, 21), (16, 12, 15)):
+        with tempfile.TemporaryDirectory() as name:
+            (folder := Path(name, "run")).mkdir()
+            run = whole(members, passes, folder)
+            alone = bare(run)
+            assert tree.equal(run.go().run.train, alone()), "the loop and its bare steps end in different states"
+            ways = {
+                "loop": run.go,
+                "steps": alone,
+                "fused": imperative(run, members, Path(name), fused=True),
+                "default": imperative(run, members, Path(name)),
+            }
+            found = seconds(ways, rounds)
+        outside = [1 - b / a for a, b in zip(found["loop"], found["steps"], strict=True)]
+        print(f"\n{members} member{'s' if members > 1 else ''}, {run.steps} steps\n")
+        print("| of the loop | median (quartiles) |\n|---|---|")
+        print(f"| share of its time outside the step (target: at most 0.15) | {quartiles(outside)} |")
+        for key, words in {"fused": "fused torch.optim.SGD", "default": "torch.optim.SGD as it comes"}.items():
+            speed = [b / a for a, b in zip(found["loop"], found[key], strict=True)]
+            print(f"| steps per second, of the imperative loop's, {words} (target: 1.0) | {quartiles(speed)} |")
+
+
+if __name__ == "__main__":
+    main()
