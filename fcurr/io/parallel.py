@@ -27,6 +27,7 @@ def team() -> Iterator[Team]:
     dist.init_process_group("nccl" if accelerated else "gloo")
     try:
         yield Team(rank=dist.get_rank(), world=dist.get_world_size(), shared=mean)
+        dist.barrier()  # who leaves early takes the others down
     finally:
         dist.destroy_process_group()
 
