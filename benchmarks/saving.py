@@ -21,7 +21,7 @@ from fcurr import tree
 from fcurr.io import checkpoint
 
 HIDDEN, LAYERS, BATCH = 2235, 6, 16
-SAVES, HALF = 8, 20  # saves that are looked at; steps while there may be a save, and steps while there is none
+SAVES, HALF = 6, 20  # saves that are looked at; steps while there may be a save, and steps while there is none
 
 
 def main() -> None:

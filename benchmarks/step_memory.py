@@ -157,7 +157,7 @@ def measure(name: str) -> dict[str, float]:
 
 
 def given_out(way: Way) -> float:
-    """MiB: the most in one step. The profiler knows of a free only if it saw the allocation, so it sees steps before."""
+    """MiB: the most in one step. The profiler knows of a free only if it saw the allocation: it sees steps before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         way.step()
         way.step()

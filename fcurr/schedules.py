@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fcurr.types import Decay, Iterations, Rate, Schedule
+from fcurr.types import Decay, Iterations, Rate, Samples, Schedule
 
 
 def constant(iteration: Tensor, *, learning_rate: Rate) -> Tensor:
@@ -26,6 +26,15 @@ def cosine(iteration: Tensor, *, learning_rate: Rate, total_iterations: Iteratio
     """
     part = (iteration.double() / total_iterations).clamp(max=1.0)
     return final_rate + (learning_rate - final_rate) * 0.5 * (1 + torch.cos(math.pi * part))
+
+
+def by_epoch(
+    iteration: Tensor, *, learning_rate: Schedule, dataset_size: Samples, batch_size: Samples
+) -> Tensor:
+    """Any schedule, changing only where an epoch begins: its rate at the last multiple of ceil(dataset_size /
+    batch_size) updates, which is one pass over all samples."""
+    epoch = -(-dataset_size // batch_size)
+    return learning_rate(iteration - iteration % epoch)
 
 
 def warm_up(iteration: Tensor, *, learning_rate: Rate | Schedule, iterations: Iterations) -> Tensor:

@@ -21,13 +21,13 @@ def meddle(before, after, event):
             leaf.zero_()
 
 
-SEEN: list[tuple[str, str, int]] = []
+SEEN: list[tuple[str, int]] = []
 
 
 def listen(before, after, event):
     """Writes down what happened."""
     assert after.run.iteration - before.run.iteration in (0, 1)
-    SEEN.append((event.phase, event.name, event.iteration))
+    SEEN.append((event.name, event.iteration))
 
 
 def rates(state):

@@ -366,3 +366,11 @@ def test_hyperparameters_of_an_optimizer_are_drawn_from_its_signature():
         assert names["learning_rate"] >= 0 and 0 <= names["momentum"] < 1 and isinstance(names["nesterov"], bool)
 
     drawn()
+
+
+@given(updates=st.integers(0, 500), size=st.integers(1, 300), batch=st.integers(1, 64))
+def test_a_schedule_by_epoch_changes_where_epochs_begin_and_nowhere_else(updates, size, batch):
+    inner = partial(schedules.cosine, learning_rate=0.1, total_iterations=500)
+    epoch = -(-size // batch)
+    found = schedules.by_epoch(torch.tensor(updates), learning_rate=inner, dataset_size=size, batch_size=batch)
+    assert found == inner(torch.tensor(updates // epoch * epoch))

@@ -42,7 +42,6 @@ class Diverged(Halt):
 class Watch(NamedTuple):
     """How a program is watched."""
 
-    phase: str  # "score" or "train"
     label: str
     names: list[str]  # of the members, in messages
     folder: Path  # where its checkpoints are
@@ -73,10 +72,10 @@ def travel(program: Program, start: Journey, watch: Watch, look: Look = lambda j
     bar = progress.bar(watch.label, fold.length(journey.run), done) if watch.writes else progress.nothing()
     with checkpoint.shelf(watch.folder) as shelf, bar as tick:
         anchor = _anchor(start, watch)
-        watching.tell(watch.observers, journey, journey, Event("begin", watch.phase, done))
+        watching.tell(watch.observers, journey, journey, Event("begin", done))
         while int(journey.run.iteration) < fold.length(journey.run):
             journey, anchor = _leg(program, journey, anchor, watch, look, shelf, tick)
-        watching.tell(watch.observers, journey, journey, Event("end", watch.phase, int(journey.run.iteration)))
+        watching.tell(watch.observers, journey, journey, Event("end", int(journey.run.iteration)))
     return journey
 
 
@@ -114,7 +113,7 @@ def _leg(
         ):
             run, due = here[0], _due(here[0], clock, was, watch.evaluate_every)
             if before is not None:
-                watching.tell(watch.observers, before, Journey(run, record), Event("evaluate", watch.phase, done))
+                watching.tell(watch.observers, before, Journey(run, record), Event("evaluate", done))
             after, record = look(Journey(run, record), due)
             here[0], changed = after, changed or after is not run
             del run, after
@@ -130,7 +129,7 @@ def _leg(
             if watch.writes:
                 shelf.write(Journey(here[0], record), done, stopped=bool(stop) and done < length)
             if before is not None:
-                watching.tell(watch.observers, before, Journey(here[0], record), Event("save", watch.phase, done))
+                watching.tell(watch.observers, before, Journey(here[0], record), Event("save", done))
             if stop and done < length:
                 shelf.settle()
                 raise Stopped(stop, done, length)
@@ -169,7 +168,7 @@ def _setback(what: str, values: Tensor, run: Run, anchor: Journey, watch: Watch,
         after = run._replace(train=back._replace(iteration=run.train.iteration))
         if watch.observers.told:
             was, now = (Journey(one, ()) for one in (run, after))
-            watching.tell(watch.observers, was, now, Event("setback", watch.phase, int(run.iteration)))
+            watching.tell(watch.observers, was, now, Event("setback", int(run.iteration)))
         return after
     wrong = hurt.nonzero().flatten().tolist()
     value = float(values.reshape(len(values), -1)[wrong[0]][bad[wrong[0]]][0])
@@ -186,10 +185,10 @@ def _setback(what: str, values: Tensor, run: Run, anchor: Journey, watch: Watch,
 
 def _tell_step(watch: Watch, before: Journey, after: Journey) -> None:
     done = int(after.run.iteration)
-    watching.tell(watch.observers, before, after, Event("step", watch.phase, done))
+    watching.tell(watch.observers, before, after, Event("step", done))
     ended = after.run.cursor.epoch > before.run.cursor.epoch
     if bool((ended | (after.run.cursor.position == after.run.cursor.size)).any()):
-        watching.tell(watch.observers, before, after, Event("pass", watch.phase, done))
+        watching.tell(watch.observers, before, after, Event("pass", done))
 
 
 def _fine(values: Tensor) -> bool:

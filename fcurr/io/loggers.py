@@ -2,8 +2,8 @@
 that asks for it; each comes with an extra of its own name. Whatever is watched lies on this machine: nothing is sent
 anywhere unless a config names a server.
 
-Every member is a run of its own there, named after its arm and axes, and each number of a row stands at its iteration. A
-run that goes on begins every logger with the rows that still hold, so no row is shown twice, missing, or in conflict
+Every member is a run of its own there, named after its arm and axes, and each number of a row stands at its iteration.
+A run that goes on begins every logger with the rows that still hold, so no row is shown twice, missing, or in conflict
 with metrics.jsonl, however the run was ended before.
 """
 
@@ -55,11 +55,11 @@ def told(row: Row) -> Told:
 
 
 def tensorboard(*, folder: Path) -> Logger:
-    """Event files in `tensorboard` in the run's folder, a sub-run a member: `tensorboard --logdir runs` shows them. Values
-    are float32 there."""
+    """Event files in `tensorboard` in the run's folder, a sub-run a member: `tensorboard --logdir runs` shows them.
+    Values are float32 there."""
     _need("tensorboard", "tensorboard")
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportMissingImports]
-    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
     from tensorboard.summary.writer.record_writer import RecordWriter  # pyright: ignore[reportMissingImports]
 
     home = pathlib.Path(folder) / "tensorboard"
@@ -93,8 +93,8 @@ def tensorboard(*, folder: Path) -> Logger:
 
 
 def trackio(*, folder: Path, name: Project) -> Logger:
-    """Trackio's local database, where `trackio show` looks: the project is the run's name, a run a member. Where that is,
-    the environment's TRACKIO_DIR says."""
+    """Trackio's local database, where `trackio show` looks: the project is the run's name, a run a member.
+    The environment's TRACKIO_DIR says where that is."""
     _need("trackio", "trackio")
     from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
 
@@ -114,8 +114,8 @@ def trackio(*, folder: Path, name: Project) -> Logger:
 
 
 def wandb(*, folder: Path, name: Project, project: Project = "fcurr") -> Logger:
-    """Weights & Biases, offline: files in `wandb` in the run's folder, a run a member, grouped by the run's name. Nothing is
-    sent; `wandb sync` sends a finished run, if you want that."""
+    """Weights & Biases, offline: files in `wandb` in the run's folder, a run a member, grouped by the run's name.
+    Nothing is sent; `wandb sync` sends a finished run, if you want that."""
     _need("wandb", "wandb")
     home, ours = pathlib.Path(folder) / "wandb", _identity(folder)
 
@@ -148,8 +148,8 @@ def wandb(*, folder: Path, name: Project, project: Project = "fcurr") -> Logger:
 
 
 def mlflow(*, folder: Path, name: Project, server: Server = "") -> Logger:
-    """MLflow, on SQLite in `mlflow.db` in the run's folder: the experiment is the run's name, a run a member. A `server`
-    takes its place: then metrics are sent there."""
+    """MLflow, on SQLite in `mlflow.db` in the run's folder: the experiment is the run's name, a run a member.
+    A `server` takes its place: then metrics are sent there."""
     _need("mlflow", "mlflow")
     _need("sqlalchemy", "mlflow")
     private = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_CONFIGURE_LOGGING": "false"}

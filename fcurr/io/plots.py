@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 234, 36, 38, 30  # [pt] of a figure and its margins
 POINTS = 120  # the most evaluations drawn
-Series = tuple[str, ndarray]  # name, [evaluation, seed]
+Series = tuple[str, ndarray, ndarray]  # name, iterations [evaluation], values [evaluation, seed]
 
 
 class Line(NamedTuple):
@@ -58,32 +58,39 @@ class Line(NamedTuple):
     look: dict  # color, linestyle
 
 
-def curves(iterations: ndarray, series: Sequence[Series], *, title: str, limits=None, log: bool = False) -> str:
+def curves(series: Sequence[Series], *, title: str, limits=None, log: bool = False) -> str:
     """A line for the mean over seeds, a band of one standard deviation (n - 1) to both sides. Evaluations at which a
     seed is not finite are left out; if nothing is left, the figure is ""."""
     lines = []
-    for at, (name, values) in enumerate(series):
+    for at, (name, iterations, values) in enumerate(series):
         mean, spread = moments(values)
         kept = thin(np.flatnonzero(np.isfinite(mean)))
         look = {"color": ARMS[at % len(ARMS)], "linestyle": DASHES[at // len(ARMS) % len(DASHES)]}
         if len(kept):
             lines.append(Line(shorten(name), iterations[kept], mean[kept], spread[kept], look))
-    return _lines(lines, iterations, title=title, limits=limits, log=log) if lines else ""
+    return _lines(lines, _end(series), title=title, limits=limits, log=log) if lines else ""
 
 
-def pace(iterations: ndarray, sizes: Sequence[Series]) -> str:
+def pace(sizes: Sequence[Series]) -> str:
     """Samples in play [evaluation], a step line for each distinct pace, named after all arms that keep it."""
     groups: dict[tuple, list[int]] = {}
-    for at, (_, size) in enumerate(sizes):
-        groups.setdefault(tuple(size), []).append(at)
-    lines, kept = [], thin(np.arange(len(iterations)))
+    for at, (_, iterations, size) in enumerate(sizes):
+        groups.setdefault((tuple(iterations), tuple(size)), []).append(at)
+    lines = []
     shared = [arms for arms in groups.values() if len(arms) > 1]
-    for size, arms in groups.items():
+    for arms in groups.values():
+        _, iterations, size = sizes[arms[0]]
+        kept = thin(np.arange(len(iterations)))
         alone = {"color": ARMS[arms[0] % len(ARMS)]}
         look = {"color": FAINT, "linestyle": DASHES[shared.index(arms) % len(DASHES)]} if arms in shared else alone
         name = "\n".join(shorten(sizes[arm][0]) for arm in arms)
         lines.append(Line(name, iterations[kept], np.array(size)[kept], np.zeros(len(kept)), look))
-    return _lines(lines, iterations, title="samples in play", limits=(0, None), style="steps-post")
+    return _lines(lines, _end(sizes), title="samples in play", limits=(0, None), style="steps-post")
+
+
+def _end(series: Sequence[Series]) -> int:
+    """The last iteration of all."""
+    return max(int(iterations[-1]) for _, iterations, _ in series)
 
 
 def histogram(scores: ndarray, wrong: ndarray | None) -> str:
@@ -141,7 +148,7 @@ def _canvas(title: str, right: float = 8) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def _lines(lines: list[Line], span: ndarray, *, title: str, limits=None, log=False, style="default") -> str:
+def _lines(lines: list[Line], end: int, *, title: str, limits=None, log=False, style="default") -> str:
     letters = max(len(part) for line in lines for part in line.name.split("\n"))
     with _canvas(title, 22 + 5.3 * letters) as (figure, axes):
         for line in lines:
@@ -155,8 +162,8 @@ def _lines(lines: list[Line], span: ndarray, *, title: str, limits=None, log=Fal
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(limits)
-        axes.set_xlim(0, max(span[-1], 1))
-        axes.xaxis.set_major_locator(MaxNLocator(4 if span[-1] < 1e5 else 2, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.set_xlim(0, max(end, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(4 if end < 1e5 else 2, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlabel("iterations")
         _names(axes, lines)
         return _svg(figure, title)

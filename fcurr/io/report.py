@@ -4,7 +4,7 @@ import base64
 from importlib.resources import files
 from io import BytesIO
 from itertools import cycle
-from math import isfinite
+from math import floor, isfinite, log10
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +16,17 @@ from numpy import ndarray
 from fcurr.io import plots
 
 REFERENCES = ("plain", "random")  # arms without an order of difficulty: what the others have to beat
-Row = dict[str, Any]  # "arm", "last_mean", "last_std", "best_mean", "best_std", "seeds"
+SHARES = ("accuracy", "balanced_accuracy", "top_accuracy", "exact_match")  # metrics that are shown in %
+CLASSES, MATRICES = 30, 4  # confusions of more classes, or of more arms, are not drawn
+Row = dict[str, Any]  # "arm", "last_mean", "last_std", "best_mean", "best_std", "seeds"; nan where nothing is known
 
 
 class Arm(NamedTuple):
     """One way of training, several seeds."""
 
     name: str
-    accuracy: ndarray  # [evaluation, seed] of the test samples, in [0, 1]
-    validation: ndarray  # [evaluation, seed] of the validation samples, in [0, 1]
+    iterations: ndarray  # [evaluation] int64, when one of its seeds was evaluated
+    validation: ndarray  # [evaluation, seed] the tracked metric of the validation samples; nan before the first
     loss: ndarray  # [evaluation, seed] mean training loss since the last evaluation; nan if there was no step
     sizes: ndarray  # [evaluation] samples in play at those iterations
 
@@ -43,10 +45,14 @@ class Story(NamedTuple):
     """All that the report tells."""
 
     name: str  # of the run
+    metric: str  # the tracked metric: "mean_squared_error"
+    higher: bool  # higher is better
+    length: str  # of the training: "1,000 steps"
     summary: list[tuple[str, str]]  # facts in order: ("training samples", "1,078")
-    iterations: ndarray  # [evaluation] int64
     arms: list[Arm]
-    table: list[Row]  # accuracies in [0, 1]; standard deviations over seeds (n - 1)
+    table: list[Row]  # of the tracked metric on test samples; standard deviations over seeds (n - 1)
+    confusion: dict[str, ndarray]  # arm -> [class, class] test samples of the row's class taken for the column's
+    classes: list[str]
     scores: ndarray | None  # [sample] difficulty of the training samples, larger is harder
     wrong: ndarray | None  # [sample] bool, wrongly labelled
     easiest: list[Picture]
@@ -55,51 +61,85 @@ class Story(NamedTuple):
     environment: dict[str, str]
 
 
+class Ruler(NamedTuple):
+    """How values of the tracked metric are written: the same decimals on all of the page."""
+
+    factor: int  # 100 for shares
+    form: str  # of format()
+    unit: str  # " %", or nothing
+    apart: str  # of a difference: " points", or nothing
+
+    def __call__(self, value: float) -> str:
+        return format(self.factor * value, self.form) if isfinite(value) else "—"
+
+
+def ruler(story: Story) -> Ruler:
+    """Two decimals of a %, or four digits of the largest value."""
+    if story.metric in SHARES:
+        return Ruler(100, ".2f", "\u00a0%", " points")
+    values = [abs(row[key]) for row in story.table for key in ("last_mean", "best_mean") if isfinite(row[key])]
+    size = floor(log10(max(values))) if any(values) else 0
+    return Ruler(1, f",.{max(0, 3 - size)}f" if -5 < size < 9 else ".3e", "", "")
+
+
 def render(story: Story) -> str:
     """The page. What the story does not have (scores, pictures, environment) has no section."""
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters.update(percent=percent, png=png)
+    rule = ruler(story)
+    page.filters.update(value=rule, png=png, short=lambda name: plots.shorten(name, 12))
     colours = dict(zip((arm.name for arm in story.arms), cycle(plots.COLOURS), strict=False))
+    tops = [ranked(story, which)[:1] for which in ("last", "best")]
     return page.from_string(files("fcurr.io").joinpath("report.html").read_text(encoding="utf-8")).render(
         story=story,
+        metric=spoken(story),
+        unit=f" ({rule.unit.strip()})" if rule.unit else "",
         reading=reading(story),
         figures={name: Markup(svg) for name, svg in figures(story).items()},
         rows=[{**row, "colour": colours.get(row["arm"], "var(--faint)"), "spread": spread(row)} for row in story.table],
+        tops=[best[0][f"{which}_mean"] if best else None for best, which in zip(tops, ("last", "best"), strict=True)],
         ends=ends(story.table),
+        matrices=matrices(story),
+        long=any(len(name) > 3 for name in story.classes),
         unscored=0 if story.scores is None else int((~np.isfinite(story.scores)).sum()),
-        banded=any(arm.accuracy.shape[1] > 1 for arm in story.arms),
+        banded=any(arm.validation.shape[1] > 1 for arm in story.arms),
         palette=plots.PALETTE,
     )
+
+
+def spoken(story: Story) -> str:
+    """The metric's name in words."""
+    return story.metric.replace("_", " ")
 
 
 def figures(story: Story) -> dict[str, str]:
     """Name -> SVG, or "" where there is nothing to draw."""
     scores = "" if story.scores is None else plots.histogram(story.scores, story.wrong)
     if not story.arms:
-        return {"test": "", "validation": "", "loss": "", "pace": "", "scores": scores}
-    test = [(arm.name, 100 * arm.accuracy) for arm in story.arms]
-    validation = [(arm.name, 100 * arm.validation) for arm in story.arms]
-    loss = [(arm.name, arm.loss) for arm in story.arms]
-    both = limits([values for _, values in test + validation])
+        return {"validation": "", "loss": "", "pace": "", "scores": scores}
+    rule = ruler(story)
+    validation = [(arm.name, arm.iterations, rule.factor * arm.validation) for arm in story.arms]
+    loss = [(arm.name, arm.iterations, arm.loss) for arm in story.arms]
+    title = f"validation {spoken(story)}{' (%)' if rule.unit else ''}"
+    shown = limits([arm[2] for arm in validation], (0.0, 100.5) if rule.unit else (-np.inf, np.inf))
     return {
-        "test": plots.curves(story.iterations, test, title="test accuracy (%)", limits=both),
-        "validation": plots.curves(story.iterations, validation, title="validation accuracy (%)", limits=both),
-        "loss": plots.curves(story.iterations, loss, title="training loss", log=wide([values for _, values in loss])),
-        "pace": plots.pace(story.iterations, [(arm.name, arm.sizes) for arm in story.arms]),
+        "validation": plots.curves(validation, title=title, limits=shown),
+        "loss": plots.curves(loss, title="training loss", log=wide([arm[2] for arm in loss])),
+        "pace": plots.pace([(arm.name, arm.iterations, arm.sizes) for arm in story.arms]),
         "scores": scores,
     }
 
 
-def limits(values: list[ndarray]) -> tuple[float, float]:
-    """Where an axis of accuracies [evaluation, seed] in % begins and ends. The first quarter of the evaluations does
-    not count: the steep start would flatten what the arms differ in."""
+def limits(values: list[ndarray], bounds: tuple[float, float]) -> tuple[float, float] | None:
+    """Where an axis of values [evaluation, seed] begins and ends. The first quarter of the evaluations does not count:
+    the steep start would flatten what the arms differ in."""
     means, spreads = zip(*(plots.moments(value[len(value) // 4 :]) for value in values), strict=True)
     mean, half = np.concatenate(means), np.concatenate(spreads)
     if not np.isfinite(mean).any():
-        return 0.0, 100.0
-    low, high = np.nanmin(mean - half), np.nanmax(mean + half)
-    pad = max(0.06 * (high - low), 0.5)
-    return max(float(low - pad), 0.0), min(float(high + pad), 100.5)
+        return None
+    low, high = float(np.nanmin(mean - half)), float(np.nanmax(mean + half))
+    pad = max(0.06 * (high - low), 0.005 * max(abs(low), abs(high)), 1e-12)
+    found = max(low - pad, bounds[0]), min(high + pad, bounds[1])
+    return found if np.isfinite(found).all() and found[0] < found[1] else None
 
 
 def wide(losses: list[ndarray]) -> bool:
@@ -108,47 +148,70 @@ def wide(losses: list[ndarray]) -> bool:
     return bool(np.nanmax(means, initial=0) > 20 * np.nanmin(means, initial=np.inf) > 0)
 
 
+def matrices(story: Story) -> list[dict[str, Any]]:
+    """For each of the best arms, rows of cells: the share of a row's samples, how many they are, whether it is right."""
+    if len(story.classes) > CLASSES:
+        return []
+    best = [row["arm"] for row in ranked(story, "best") if row["arm"] in story.confusion][:MATRICES]
+    found = []
+    for name in (name for name in story.confusion if name in best):
+        counts = np.asarray(story.confusion[name])
+        shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+        cells = [
+            [(shares[row, column], int(counts[row, column]), row == column) for column in range(len(counts))]
+            for row in range(len(counts))
+        ]
+        found.append({"arm": name, "rows": list(zip(story.classes, cells, strict=True))})
+    return found
+
+
 def reading(story: Story) -> Markup:
     """What the table says, in a few careful sentences."""
-    last, chosen = ranked(story.table, "last"), ranked(story.table, "best")
+    last, chosen, rule = ranked(story, "last"), ranked(story, "best"), ruler(story)
+    what = spoken(story)
     if not last:
-        return Markup("No test accuracy was measured.")
+        return Markup("No test {} was measured.").format(what)
     best, seeds = last[0], last[0]["seeds"]
-    has = f"has the highest mean test accuracy of {len(last)} arms:" if len(last) > 1 else "has a test accuracy of"
-    over = f"{seeds} seeds, standard deviation {percent(spread(best))}" if seeds > 1 else "one seed"
+    most = "highest" if story.higher else "lowest"
+    has = f"has the {most} test {what} of {len(last)} arms," if len(last) > 1 else f"has a test {what} of"
+    mean = " in the mean" if seeds > 1 else ""
+    over = f"{seeds} seeds, standard deviation {rule(spread(best))}" if seeds > 1 else "one seed"
     said = [
-        _say("After {} iterations, {} {}", f"{story.iterations[-1]:,}", best, has),
-        _say("{}\u00a0% ({}).", percent(best["last_mean"]), over),
-        *_margins(last, "last"),
+        _say("After {}, {} {}", story.length, best, has),
+        _say("{}{}{} ({}).", rule(best["last_mean"]), rule.unit, mean, over),
+        *_margins(story, last, "last"),
     ]
     if len(chosen) > 1:
         who = "it leads as well" if chosen[0] is best else _say("{} leads", chosen[0])
-        said += [_say("Taken where validation is best*, {}, with {}\u00a0%.", who, percent(chosen[0]["best_mean"]))]
-        said += _margins(chosen, "best")
+        said += [_say("Taken where validation is best*, {}, with {}{}.", who, rule(chosen[0]["best_mean"]), rule.unit)]
+        said += _margins(story, chosen, "best")
     return Markup(" ").join(said)
 
 
-def ranked(table: list[Row], which: str) -> list[Row]:
-    """The rows that have this mean, highest first."""
-    return sorted((row for row in table if isfinite(row[f"{which}_mean"])), key=lambda row: -row[f"{which}_mean"])
+def ranked(story: Story, which: str) -> list[Row]:
+    """The rows that have this mean, best first."""
+    sign = -1 if story.higher else 1
+    known = [row for row in story.table if isfinite(row[f"{which}_mean"])]
+    return sorted(known, key=lambda row: sign * row[f"{which}_mean"])
 
 
-def _margins(rows: list[Row], which: str) -> list[Markup]:
-    """How far the first row is above the references, or the next row if it is one of them or there are none: a sentence
-    for all of which the same holds."""
-    best, *others = rows
+def _margins(story: Story, rows: list[Row], which: str) -> list[Markup]:
+    """How far the first row is ahead of the references, or the next row if it is one of them or there are none: a
+    sentence for all of which the same holds."""
+    (best, *others), rule = rows, ruler(story)
+    side = "above" if story.higher else "below"
     kinds = {row["arm"].split(",")[0]: row for row in reversed(others)}  # "plain, rate = 0.1": the best of each
     references = [kinds[kind] for kind in REFERENCES if kind in kinds and best["arm"].split(",")[0] not in REFERENCES]
     said: dict[str, list[Markup]] = {}
     for other in references or others[:1]:
         mean = other[f"{which}_mean"]
-        points = 100 * (best[f"{which}_mean"] - mean)
-        above = _say("{} points above {} ({}\u00a0%)", f"{points:.2f}", other, percent(mean))
-        if points == 0:
+        gap = abs(best[f"{which}_mean"] - mean)
+        above = _say("{}{} {} {} ({}{})", rule(gap), rule.apart, side, other, rule(mean), rule.unit)
+        if gap == 0:
             above, so = _say("the same as {}", other), ""
         elif min(best["seeds"], other["seeds"]) < 2:
             so = "; with one seed there is no telling whether that is more than chance"
-        elif points > 100 * max(spread(best, which), spread(other, which)):
+        elif gap > max(spread(best, which), spread(other, which)):
             so = ", more than one standard deviation over seeds of either arm"
         else:
             so = ", not more than one standard deviation over seeds, so it may well be chance"
@@ -161,18 +224,13 @@ def _say(words: str, *values: Any) -> Markup:
     return Markup(words).format(*(Markup("<b>{}</b>").format(v["arm"]) if isinstance(v, dict) else v for v in values))
 
 
-def percent(share: float) -> str:
-    """A share in [0, 1] as a number of %."""
-    return f"{100 * share:.2f}" if isfinite(share) else "—"
-
-
 def spread(row: Row, which: str = "last") -> float:
     """The standard deviation over seeds, 0 where it is unknown."""
     return row[f"{which}_std"] if row["seeds"] > 1 and isfinite(row[f"{which}_std"]) else 0.0
 
 
 def ends(table: list[Row]) -> tuple[float, float] | None:
-    """The ends of an axis on which all last accuracies lie with their standard deviation; None if that is a point."""
+    """The ends of an axis on which all last values lie with their standard deviation; None if that is a point."""
     marks = [row["last_mean"] + side * spread(row) for row in table for side in (-1, 1) if isfinite(row["last_mean"])]
     return (min(marks), max(marks)) if marks and min(marks) < max(marks) else None
 

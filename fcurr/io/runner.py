@@ -122,7 +122,6 @@ def _scores(experiment: Experiment, prepared: Prepared, here: Setting) -> Tensor
     def fit(data: Dataset, seen: Tensor) -> Params:
         program, run = fit_program(experiment, prepared, data, seen, here.team)
         watch = Watch(
-            phase="score",
             label=f"scoring ({len(seen)} models)",
             names=[f"model {member} of the score" for member in range(len(seen))],
             folder=here.folder / store.SCORING,
@@ -205,7 +204,6 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
 
     start = Journey(run, observe.blank(training.variables(run.train), len(members)))
     watch = Watch(
-        phase="train",
         label=f"training ({len(members)} members)",
         names=[f"{m.arm}{''.join(f', {key} = {value}' for key, value in m.axes.items())}" for m in members],
         folder=here.folder / store.CHECKPOINTS,

@@ -185,31 +185,20 @@ def _write_predictions(outcome: Outcome, folder: Path, of_test: Answers) -> None
 
 def story(outcome: Outcome, folder: Path, found_out: dict[str, Any]) -> Story:
     """All that the report shows."""
-    rows, table = store.metrics(folder), found_out["table"]
-    validation = f"validation_{found_out['metric']}"
-    iterations = np.array(sorted({row["iteration"] for row in rows}))
-    curves = {
-        key: _grid(rows, key, iterations, len(outcome.experiment.members)) for key in (validation, "loss", "size")
-    }
-    arms = [
-        Arm(
-            name=name,
-            accuracy=curves[validation][:, members],
-            validation=curves[validation][:, members],
-            loss=curves["loss"][:, members],
-            sizes=np.nan_to_num(curves["size"][:, members[0]]).astype(int),
-        )
-        for name, members in groups(outcome).items()
-    ]
+    rows, tracked, training = store.metrics(folder), found_out["metric"], outcome.experiment.training
     scores, prepared = outcome.scores, outcome.prepared
     wrong = wrongly(prepared)
     order = None if scores is None else torch.argsort(scores, stable=True)
     return Story(
         name=outcome.experiment.name,
+        metric=tracked,
+        higher=found_out["higher"],
+        length=f"{'at most ' if training.patience else ''}{training.total_iterations:,} {training.clock}s",
         summary=facts(outcome),
-        iterations=iterations,
-        arms=arms,
-        table=table,
+        arms=[_arm(name, rows, members, f"validation_{tracked}") for name, members in groups(outcome).items()],
+        table=[{key: np.nan if value is None else value for key, value in row.items()} for row in found_out["table"]],
+        confusion={name: np.array(counts) for name, counts in (found_out["confusion"] or {}).items()},
+        classes=found_out["classes"],
         scores=None if scores is None else scores.numpy(),
         wrong=wrong.numpy() if bool(wrong.any()) else None,
         easiest=[] if order is None else _pictures(outcome, order[:SHOWN]),
@@ -219,12 +208,27 @@ def story(outcome: Outcome, folder: Path, found_out: dict[str, Any]) -> Story:
     )
 
 
-def _grid(rows: list[dict[str, Any]], key: str, iterations: np.ndarray, members: int) -> np.ndarray:
+def _arm(name: str, rows: list[dict[str, Any]], members: list[int], validation: str) -> Arm:
+    """The curves of the members that differ in their seed only."""
+    own = [row for row in rows if row["member"] in members]
+    iterations = np.array(sorted({row["iteration"] for row in own}))
+    sizes = _grid(own, "size", iterations, members)
+    return Arm(
+        name=name,
+        iterations=iterations,
+        validation=_grid(own, validation, iterations, members),
+        loss=_grid(own, "loss", iterations, members),
+        sizes=np.nan_to_num(sizes[:, 0]).astype(int),
+    )
+
+
+def _grid(rows: list[dict[str, Any]], key: str, iterations: np.ndarray, members: list[int]) -> np.ndarray:
     """[evaluation, member] of a metric; null is nan. A member keeps its last value until it is evaluated again."""
-    grid = np.full((len(iterations), members), np.nan)
+    grid = np.full((len(iterations), len(members)), np.nan)
     place = {iteration: row for row, iteration in enumerate(iterations.tolist())}
     for row in rows:
-        grid[place[row["iteration"]] :, row["member"]] = np.nan if row[key] is None else row[key]
+        value = np.nan if row[key] is None else row[key]
+        grid[place[row["iteration"]] :, members.index(row["member"])] = value
     return grid
 
 

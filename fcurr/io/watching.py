@@ -11,7 +11,6 @@ class Event(NamedTuple):
     """Something that happened between two states of a run."""
 
     name: str  # "begin", "step", "pass", "evaluate", "save", "setback", "end"; see docs/observers.md
-    phase: str  # "score" or "train"
     iteration: int  # steps taken
 
 
