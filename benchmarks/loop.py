@@ -117,7 +117,7 @@ def drawn(run: Whole) -> Iterator[Batch]:
 def imperative(run: Whole, members: int, folder: Path, **options: Any) -> Way:
     """The loop as everybody writes it, once a member: as many steps, the same work."""
     data, validation, loss_of = run.program.data, run.validation, nn.CrossEntropyLoss()
-    x, held_x = data.x[:].flatten(1), validation.x[:].flatten(1)
+    (x, y), (held_x, held_y) = flat(data), flat(validation)
     start = network()
 
     def one(member: int, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor) -> None:
@@ -147,9 +147,15 @@ def imperative(run: Whole, members: int, folder: Path, **options: Any) -> Way:
 
     def go() -> None:
         for member in range(members):
-            one(member, x, data.y, held_x, validation.y)
+            one(member, x, y, held_x, held_y)
 
     return go
+
+
+def flat(data: Dataset) -> tuple[Tensor, Tensor]:
+    """All samples, each a row of numbers, and their labels."""
+    everything = data.take(torch.arange(len(data.y)))
+    return everything.x.flatten(1), everything.y
 
 
 def seconds(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from interleave import imperative, quiet, ratios, show
 from step import RATE, folding, method
 from torch.func import vmap
 
-from fcurr import fold, optim, tree
+from fcurr import optim, tracing, tree
 from fcurr.types import Batch
 
 MEMBERS = 16
@@ -36,7 +36,7 @@ def main() -> None:
     )
     mapped = vmap(plain.step)
     traced, whole = tracing.traced(mapped, states, batches), torch.compile(mapped, fullgraph=True)
-    graph = torch.compile(traced, fullgraph=True)
+    graph = tracing.compiled(traced)
     wrapped = torch.compile(mapped, fullgraph=True, options={"cpp_wrapper": True})
     assert tree.equal(traced(states, batches), mapped(states, batches)), "traced and mapped steps differ"
     options = {"lr": RATE, "momentum": 0.9}

@@ -2,7 +2,8 @@
 
 The same data (digits), perceptron (64-256-10), batch (64) and SGD with momentum; an evaluation a pass. Starting up is
 not counted: of Lightning, from the start of training to its end; of autrainer, its loop alone, on samples in memory.
-Peers that are not installed have no row: pip install lightning autrainer
+Peers that are not installed have no row: pip install lightning autrainer (which brings torchvision and torchaudio; they
+must be built for the torch that is there, for processors or for CUDA alike).
 """
 
 import copy
@@ -20,11 +21,11 @@ from typing import Any
 
 import torch
 from interleave import network, quiet
-from loop import BATCH, MOMENTUM, RATE, Whole, by_passes
+from loop import BATCH, MOMENTUM, RATE, Whole, by_passes, flat
 from torch import Tensor, nn
 from torch.utils import data as torch_data
 
-PASSES, ROUNDS = 20, 11
+PASSES, ROUNDS = 40, 9
 Way = Callable[[], float]  # seconds of the processor, a step
 
 
@@ -201,8 +202,8 @@ def autrainer(run: Whole, folder: Path) -> dict[str, Way]:
 
 
 def tensors(run: Whole) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    train, held = run.program.data, run.validation
-    return train.x[:].flatten(1), train.y, held.x[:].flatten(1), held.y
+    """Of training x, y and of validation x, y."""
+    return *flat(run.program.data), *flat(run.validation)
 
 
 def main() -> None:
@@ -228,14 +229,16 @@ def main() -> None:
                 if place:  # the first is for warming up
                     found[key].append(took)
         out.truncate(0)
+    if missing:
+        print(f"\nNot installed, and not measured: pip install {' '.join(missing)}")
+    if len(ways) == 1:
+        return
     print(f"\nSteps per second of fcurr's loop, of a peer's (target: at least 3); {run.steps} steps a round\n")
     print("| peer | median (quartiles) |\n|---|---|")
     for key in list(ways)[1:]:
         ratio = [b / a for a, b in zip(found["fcurr"], found[key], strict=True)]
         low, middle, high = statistics.quantiles(ratio, n=4)
         print(f"| {key} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
-    if missing:
-        print(f"\nNot installed, and not measured: pip install {' '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import torch
 from interleave import imperative, quiet, ratios, show
 
-from fcurr import autodiff, fold, losses, models, optim, training, tree
+from fcurr import autodiff, losses, models, optim, tracing, training, tree
 from fcurr.types import Batch, Optimizer
 
 RATE = 1e-4  # so small that nothing underflows however long it is repeated

@@ -157,7 +157,7 @@ def measure(name: str) -> dict[str, float]:
 
 
 def given_out(way: Way) -> float:
-    """MiB: the most in one step. The profiler knows of a free only if it saw the allocation: it sees steps before it."""
+    """MiB: the most in one step. The profiler sees a free only of what it saw allocated, so it sees steps before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         way.step()
         way.step()
@@ -167,7 +167,7 @@ def given_out(way: Way) -> float:
     begun = next(event.start_ns() for event in events if event.name() == "the step")
     now = most = 0
     for event in events:
-        now += event.nbytes() if event.name() == "[memory]" else 0
+        now += event.nbytes() if event.name() == "[memory]" else 0  # pyright: ignore
         most = max(most, now) if event.start_ns() > begun else now
     return rest(way) + (most - now) / 2**20
 

@@ -5,7 +5,7 @@ how-manyth draw of this pass, position of the element in its tensor). The global
 The numbers are tensor arithmetic: the same in a loop, under vmap, differentiated and traced, on any device.
 
 torch.compile (2.13) hides some functions from every mode: torch.rand_like, randn_like, normal and dropout_. Inside vmap
-it then refuses to draw; elsewhere trace first (fcurr.tracing.traced) and compile the graph. Dropout layers, attention,
+it then refuses to draw; fcurr.tracing.compiled compiles what was traced with them. Dropout layers, attention,
 torch.rand, bernoulli and the in-place methods of a tensor are seen.
 """
 

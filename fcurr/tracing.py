@@ -22,6 +22,7 @@ class Traced(NamedTuple):
 
     run: Callable[[list[Tensor]], list[Tensor]]  # empties the list it is given
     rebuild: Callable[[list[Tensor]], Any]
+    module: fx.GraphModule  # the same, for those who read graphs
 
     def __call__(self, *arguments: Any) -> Any:
         return self.give([*arguments])
@@ -48,7 +49,29 @@ def traced(function: Callable[..., Any], *examples: Any) -> Traced:
         return found
 
     module = make_fx(flat)(*(leaf.clone() for leaf in leaves))  # one tensor given twice would be one argument
-    return Traced(_function(_simpler(module.graph), module), built[-1])
+    simple = fx.GraphModule(module, _simpler(module.graph))
+    return Traced(_function(simple.graph, simple), built[-1], simple)
+
+
+def compiled(operations: Traced) -> Traced:
+    """The same, fused by torch.compile: numbers equal to rounding, after some seconds of compiling."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(operations.module.graph, {}))
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.add.Tensor and "alpha" in node.kwargs:
+            a, b = node.args  # inductor of torch 2.13 forgets the alpha of add(a, b @ c, alpha)
+            with graph.inserting_before(node):
+                scaled = graph.call_function(torch.ops.aten.mul.Tensor, (b, node.kwargs["alpha"]))
+                node.replace_all_uses_with(graph.call_function(torch.ops.aten.add.Tensor, (a, scaled)))
+            graph.erase_node(node)
+    fused = torch.compile(fx.GraphModule(operations.module, graph), fullgraph=True)
+
+    def run(given: list[Tensor]) -> list[Tensor]:
+        leaves = [*given]
+        given.clear()
+        return list(fused(*leaves))
+
+    return operations._replace(run=run)
 
 
 def _simpler(graph: fx.Graph) -> fx.Graph:

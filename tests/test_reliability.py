@@ -462,3 +462,26 @@ def test_nothing_is_left_of_a_run_that_is_thrown_away(tmp_path):
     store.clear(tmp_path / "runs/small")
     assert {name for name in contents(tmp_path / "runs/small") if not name.startswith(".")} == set()
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_a_logger_of_ones_own_is_told_the_lines_and_one_that_fails_is_named(tmp_path, straight):
+    (tmp_path / "mine.py").write_text(
+        "from fcurr.io.loggers import Logger\nTOLD = []\n"
+        "def log() -> Logger:\n    return Logger(TOLD.extend, lambda: None, lambda rows: TOLD.extend(rows))\n"
+        "def broken() -> Logger:\n    return Logger(lambda rows: 1 / 0, lambda: None)\n"
+        "def odd():\n    return 3\n"
+    )
+    sys.modules.pop("mine", None)
+    good = fcurr(
+        "run", written(tmp_path, {**CONFIG, "loggers": ["mine:log"]}), "--out", tmp_path / "a", "--plugin", "mine"
+    )
+    assert good.exit_code == 0, good.stderr
+    assert sys.modules["mine"].TOLD == store.metrics(tmp_path / "a/small")
+    for name, words in (
+        ("broken", "mine:broken fails in line 6 of mine: ZeroDivisionError"),
+        ("odd", "gives a int, not a Logger"),
+    ):
+        path = written(tmp_path, {**CONFIG, "loggers": [f"mine:{name}"]})
+        result = fcurr("run", path, "--out", tmp_path / name, "--plugin", "mine")
+        assert result.exit_code == 2 and words in result.stderr, result.stderr
+    sys.modules.pop("mine", None)

@@ -16,7 +16,7 @@ matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from fcurr.io import plots  # noqa: E402
-from fcurr.io.report import Arm, Picture, Row, Story, percent, reading, render  # noqa: E402
+from fcurr.io.report import Arm, Picture, Row, Story, limits, reading, render, ruler  # noqa: E402
 
 VOID = {"meta", "img", "br"}
 
@@ -53,7 +53,7 @@ def story(names=("easy_first", "plain"), seeds: int = 3, evaluations: int = 9, *
     arms = [
         Arm(
             name=name,
-            accuracy=numbers.uniform(0.8, 0.9, size),
+            iterations=50 * np.arange(1, evaluations + 1),
             validation=numbers.uniform(0.8, 0.9, size),
             loss=np.concatenate([np.full((1, seeds), np.nan), numbers.uniform(0.1, 2, size)[1:]]),
             sizes=np.minimum(100, 20 + 10 * np.arange(evaluations)) if at else np.full(evaluations, 100),
@@ -67,9 +67,13 @@ def story(names=("easy_first", "plain"), seeds: int = 3, evaluations: int = 9, *
     plain = Story(
         name="digits",
         summary=[("training samples", "1,078"), ("label noise", "symmetric, 40 %")],
-        iterations=50 * np.arange(1, evaluations + 1),
+        metric="accuracy",
+        higher=True,
+        length=f"{50 * evaluations:,} steps",
         arms=arms,
-        table=[row(arm.name, float(arm.accuracy[-1].mean()), 0.0123, seeds) for arm in arms],
+        table=[row(arm.name, float(arm.validation[-1].mean()), 0.0123, seeds) for arm in arms],
+        confusion={arm.name: numbers.integers(0, 9, (3, 3)) for arm in arms},
+        classes=["cat", "a dog", "bird"],
         scores=numbers.gamma(2, 1, 100),
         wrong=numbers.random(100) < 0.4,
         easiest=pictures[1:],
@@ -104,7 +108,7 @@ def test_every_arm_and_every_number_of_the_table_is_in_the_text():
     for line in told.table:
         assert line["arm"] in said
         for key in ("last_mean", "last_std", "best_mean", "best_std"):
-            assert percent(line[key]) in said
+            assert ruler(told)(line[key]) in said
 
 
 def test_facts_config_and_environment_are_in_the_text():
@@ -141,8 +145,8 @@ def test_the_same_story_renders_to_the_same_bytes():
 def test_what_a_story_lacks_has_no_section():
     difficulty = ["Difficulty", "The easiest", "The hardest"]
     facts, *middle, made = ["Facts", "Test accuracy", "Learning curves and pace", "How it was made"]
-    assert headings(render(story())) == [facts, *middle, *difficulty, made]
-    bare = story(summary=[], scores=None, wrong=None, easiest=[], hardest=[], environment={})
+    assert headings(render(story())) == [facts, *middle, "Mistakes", *difficulty, made]
+    bare = story(summary=[], confusion={}, scores=None, wrong=None, easiest=[], hardest=[], environment={})
     assert headings(render(bare)) == [*middle, made]
     assert "Environment" not in Page(render(bare)).said
     assert headings(render(bare._replace(arms=[], table=[]))) == [made]
@@ -185,6 +189,9 @@ def test_large_stories_stay_small():
         *({"wrong": wrong} for wrong in (None, np.zeros(100, dtype=bool), np.ones(100, dtype=bool))),
         {"table": []},
         {"table": [row("elsewhere", np.nan, np.nan)]},
+        *({"table": [row("plain", value), row("b", -value)]} for value in (0.0, 1e-30, 1e30)),
+        *({"metric": "mean_squared_error", "higher": False, "table": [row("plain", v)]} for v in (0.0, 1e-30, 1e30)),
+        {"confusion": {"plain": np.zeros((3, 3), dtype=np.int64)}},
     ],
 )
 def test_stories_at_the_edge_are_told_without_a_warning(changes):
@@ -196,16 +203,81 @@ def test_stories_at_the_edge_are_told_without_a_warning(changes):
 @given(
     seeds=st.integers(1, 3),
     evaluations=st.integers(1, 4),
-    value=st.sampled_from([0.0, 0.5, 1.0, np.nan]),
+    metric=st.sampled_from(["accuracy", "mean_squared_error"]),
+    value=st.sampled_from([0.0, 0.5, 1.0, -1e-9, 1e12, np.inf, np.nan]),
     loss=st.sampled_from([0.0, 1e-12, 3.0, 1e12, np.inf, np.nan]),
 )
-def test_any_accuracy_and_loss_can_be_drawn(seeds, evaluations, value, loss):
-    told = story(seeds=seeds, evaluations=evaluations)
+def test_any_metric_and_loss_can_be_drawn(seeds, evaluations, metric, value, loss):
+    told = story(seeds=seeds, evaluations=evaluations, metric=metric)
     first = told.arms[0]
-    accuracy, losses = first.accuracy.copy(), first.loss.copy()
-    accuracy[0, 0], losses[-1, 0] = value, loss
-    told = told._replace(arms=[first._replace(accuracy=accuracy, loss=losses), *told.arms[1:]])
+    validation, losses = first.validation.copy(), first.loss.copy()
+    validation[0, 0], losses[-1, 0] = value, loss
+    told = told._replace(arms=[first._replace(validation=validation, loss=losses), *told.arms[1:]])
     assert Page(render(told)).open == []
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
+def test_an_axis_holds_all_values_but_those_of_the_start(values):
+    low, high = limits([np.array(values)[:, None]], (-np.inf, np.inf)) or (-np.inf, np.inf)
+    kept = values[len(values) // 4 :]
+    assert low < min(kept) and max(kept) < high
+
+
+def test_an_axis_of_shares_ends_where_shares_end():
+    low, high = limits([np.array([[0.0], [100.0]])], (0.0, 100.5)) or (np.nan, np.nan)
+    assert (low, high) == (0.0, 100.5)
+
+
+def test_arms_are_drawn_at_their_own_iterations():
+    """As they are where passes are counted, and one arm's passes are shorter."""
+    short, long = np.array([5, 11, 18, 30]), np.array([50, 100, 150, 200])
+    values = np.linspace(0, 1, 4)[:, None]
+
+    def ends(svg: str) -> list[float]:
+        """Where the lines end on the page: the last point of each path of four."""
+        paths = re.findall(r'<path d="(M [^"]*)"[^>]*style="fill: none', svg)
+        return [float(path.split()[-2]) for path in paths if path.split("\n")[0] and path.count("L") == 3]
+
+    both = ends(plots.curves([("a", short, values), ("b", long, values)], title="test"))
+    assert len(both) == 2 and both[0] < both[1]
+    alone = re.findall(r">([\d,]+)</text>", plots.curves([("a", short, values)], title="test"))
+    assert "30" in alone and "200" not in alone
+
+
+def matrices(told: Story) -> list[str]:
+    return re.findall(r'<table class="matrix.*?</table>', render(told), re.S)
+
+
+def test_a_cell_of_the_mistakes_is_its_share_of_the_row_and_says_how_many_it_holds():
+    counts = np.array([[8, 2, 0], [0, 0, 0], [1, 1, 997]])
+    (matrix,) = matrices(story(["plain"], confusion={"plain": counts}))
+    cells = re.findall(r'<td( class="right")? style="--s:([\d.]+)" title="(\d+)">(\d+)</td>', matrix)
+    assert [(int(count), int(share), bool(right)) for right, _, count, share in cells] == [
+        (8, 80, True),
+        (2, 20, False),
+        (1, 0, False),
+        (1, 0, False),
+        (997, 100, True),
+    ]
+    np.testing.assert_allclose(float(cells[0][1]) ** 2, 0.8, atol=0.01)
+    assert matrix.count("<td></td>") == 4 + 1  # of nobody, and the corner
+    for name in ("cat", "a dog", "bird"):
+        assert f'<th scope="row" title="{name}">{name}</th>' in matrix
+        assert f'<th scope="col" title="{name}"><span>{name}</span></th>' in matrix
+
+
+def test_the_mistakes_of_the_best_four_arms_are_shown():
+    names = [f"arm {at}" for at in range(6)]
+    table = [row(name, 0.5 + (0.1 if at in (0, 2, 3, 5) else 0.0)) for at, name in enumerate(names)]
+    shown = matrices(story(names, table=table))
+    assert re.findall(r"<caption>(.*?)</caption>", "".join(shown)) == ["arm 0", "arm 2", "arm 3", "arm 5"]
+    assert "Shown are the best 4 arms." in Page(render(story(names, table=table))).said
+    assert "Shown are" not in Page(render(story())).said
+
+
+def test_mistakes_of_many_classes_are_not_shown():
+    assert not matrices(story(classes=["c"] * 31, confusion={"plain": np.eye(31)}))
+    assert len(matrices(story(classes=["c"] * 30, confusion={"plain": np.eye(30)}))) == 1
 
 
 def test_bands_are_drawn_for_several_seeds_only():
@@ -220,13 +292,13 @@ def test_the_band_is_the_sample_standard_deviation_and_unknown_where_a_seed_is_n
 
 
 def test_a_dollar_in_a_name_is_no_formula():
-    assert ">a $x$ b</text>" in plots.curves(np.arange(3), [("a $x$ b", np.ones((3, 2)))], title="test")
+    assert ">a $x$ b</text>" in plots.curves([("a $x$ b", np.arange(3), np.ones((3, 2)))], title="test")
 
 
 def test_arms_of_one_pace_share_a_line():
     steps = np.arange(3)
-    shared = plots.pace(steps, [("a", np.array([1, 2, 3])), ("b", np.array([1, 2, 3]))])
-    apart = plots.pace(steps, [("a", np.array([1, 2, 3])), ("b", np.array([2, 2, 3]))])
+    shared = plots.pace([("a", steps, np.array([1, 2, 3])), ("b", steps, np.array([1, 2, 3]))])
+    apart = plots.pace([("a", steps, np.array([1, 2, 3])), ("b", steps, np.array([2, 2, 3]))])
     assert "var(--arm-0" not in shared and "var(--arm-0" in apart and "var(--arm-1" in apart
 
 
@@ -239,14 +311,14 @@ def test_names_beside_lines_keep_their_order_and_never_overlap(marks):
         assert places[high] - places[low] >= (heights[high] + heights[low]) / 2 - 1e-9
 
 
-def said(*rows: Row) -> str:
-    return Page(str(reading(story(table=list(rows))))).said.replace("\u00a0", " ")
+def said(*rows: Row, **changes) -> str:
+    return Page(str(reading(story(table=list(rows), **changes)))).said.replace("\u00a0", " ")
 
 
 def test_a_lead_of_more_than_a_standard_deviation_is_called_that():
     assert said(row("easy_first", 0.9), row("hard_first", 0.7), row("plain", 0.85, 0.02), row("random", 0.84)) == (
-        "After 450 iterations, easy_first has the highest mean test accuracy of 4 arms: "
-        "90.00 % (3 seeds, standard deviation 1.00). "
+        "After 450 steps, easy_first has the highest test accuracy of 4 arms, "
+        "90.00 % in the mean (3 seeds, standard deviation 1.00). "
         "That is 5.00 points above plain (85.00 %) and 6.00 points above random (84.00 %), "
         "more than one standard deviation over seeds of either arm. "
         "Taken where validation is best*, it leads as well, with 90.10 %. "
@@ -294,5 +366,40 @@ def test_another_arm_may_lead_where_validation_is_best():
 
 def test_one_arm_is_compared_with_nothing():
     assert said(row("plain", 0.9)) == (
-        "After 450 iterations, plain has a test accuracy of 90.00 % (3 seeds, standard deviation 1.00)."
+        "After 450 steps, plain has a test accuracy of 90.00 % in the mean (3 seeds, standard deviation 1.00)."
     )
+
+
+def test_where_lower_is_better_the_lowest_leads():
+    errors = {"metric": "mean_squared_error", "higher": False}
+    assert said(row("plain", 2950.4, 80.0), row("easy_first", 2897.0, 42.0), **errors) == (
+        "After 450 steps, easy_first has the lowest test mean squared error of 2 arms, "
+        "2,897 in the mean (3 seeds, standard deviation 42). "
+        "That is 53 below plain (2,950), not more than one standard deviation over seeds, so it may well be chance. "
+        "Taken where validation is best*, it leads as well, with 2,897. "
+        "That is 53 below plain (2,950), more than one standard deviation over seeds of either arm."
+    )
+    page = Page(render(story(table=[row("plain", 0.3), row("easy_first", 0.2)], **errors))).said
+    assert "Test mean squared error" in page and "Lower is better." in page and "lowest validation" in page
+    text = render(story(table=[row("plain", 0.3), row("easy_first", 0.2)], **errors))
+    assert re.findall(r'<td class="top">([\d.]+)', text) == ["0.2000", "0.2010"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "value", "written"),
+    [
+        (0.86, 0.0065, "0.0065"),
+        (2950.0, 82.1, "82"),
+        (1234567.0, 12.3, "12"),
+        (1e-7, 1e-8, "1.000e-08"),
+        (0, 0, "0.000"),
+    ],
+)
+def test_values_are_written_with_four_digits_of_the_largest(largest, value, written):
+    assert ruler(story(metric="r2", table=[row("plain", largest, value) | {"best_mean": np.nan}]))(value) == written
+
+
+def test_a_metric_that_is_not_defined_is_a_dash():
+    nothing = row("plain", np.nan, np.nan)
+    assert said(nothing, metric="r2") == "No test r2 was measured."
+    assert "—" in Page(render(story(table=[nothing, row("b", 0.5)], metric="r2"))).said

@@ -12,7 +12,7 @@ from torch.func import vmap
 from worlds import numbers, seeds
 
 from fcurr import losses, models, optim, training, tree
-from fcurr.tracing import traced
+from fcurr.tracing import compiled, traced
 from fcurr.types import Batch
 
 
@@ -91,6 +91,21 @@ def test_arguments_that_are_given_away_are_let_go_before_the_end():
 def test_a_function_that_decides_by_values_is_not_traced():
     with pytest.raises(Exception, match=r"[Dd]ata-dependent|item"):
         traced(lambda x: x if x.sum() > 0 else -x, torch.ones(2))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_traced_step_compiled_is_the_step_to_rounding(momentum):
+    model = models.mlp(features=(3,), classes=2, hidden=(4,))
+    method = training.gradient_descent(
+        model=model, loss=losses.cross_entropy, optimizer=optim.sgd(learning_rate=0.1, momentum=momentum)
+    )
+    state, batch = method.init(0), Batch(numbers(5, 3).float(), torch.arange(5) % 2, torch.arange(5))
+    fused = compiled(traced(method.step, state, batch))
+    for _ in range(3):
+        after, right = fused(state, batch), method.step(state, batch)
+        torch.testing.assert_close(tree.named(after), tree.named(right), rtol=1e-4, atol=1e-6)
+        state = right
 
 
 def test_a_partial_is_traced_as_a_function():

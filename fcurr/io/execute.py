@@ -3,13 +3,13 @@
 import contextlib
 import importlib.util
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fcurr.errors import BadInput
 from fcurr.io import allocator, files, parallel, progress, runner, store
 from fcurr.io.loggers import Logger
-from fcurr.study.bind import build
+from fcurr.study.bind import build, guarded
 from fcurr.study.config import Experiment
 from fcurr.study.program import plan
 from fcurr.training import Team
@@ -34,12 +34,7 @@ def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fr
             if fresh:
                 store.clear(folder)
             progress.say(f"run {experiment.name}: {folder}")
-
-        def log(rows: list[dict[str, Any]]) -> None:
-            for logger in loggers:
-                logger.log(rows)
-
-        outcome = runner.start_or_continue(experiment, prepared, folder, plugins, team=team, log=log)
+        outcome = runner.start_or_continue(experiment, prepared, folder, plugins, team=team, loggers=loggers)
         if team.rank == 0:
             from fcurr.io import summary  # matplotlib, needed only now
 
@@ -71,9 +66,15 @@ def _loggers(experiment: Experiment, folder: Path, team: Team) -> Iterator[list[
     calls = experiment.lists["loggers"] if team.rank == 0 else []
     entries = {"seed": experiment.seed, "folder": str(folder), "name": experiment.name}
     with contextlib.ExitStack() as closing:
-        loggers = [build(call, entries) for call in calls]
-        for logger in loggers:
-            closing.callback(logger.close)
+        loggers = []
+        for call in calls:
+            plain = build(call, entries)
+            if not isinstance(plain, Logger):
+                raise BadInput(f"{call.name} gives a {type(plain).__name__}, not a Logger", call.where)
+            closing.callback(plain.close)
+            loggers.append(
+                plain._replace(log=partial(guarded, call, plain.log), begin=partial(guarded, call, plain.begin))
+            )
         yield loggers
 
 

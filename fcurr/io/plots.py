@@ -150,7 +150,7 @@ def _canvas(title: str, right: float = 8) -> Iterator[tuple[Figure, Axes]]:
 
 def _lines(lines: list[Line], end: int, *, title: str, limits=None, log=False, style="default") -> str:
     letters = max(len(part) for line in lines for part in line.name.split("\n"))
-    with _canvas(title, 22 + 5.3 * letters) as (figure, axes):
+    with _canvas(title, 26 + 6 * letters) as (figure, axes):
         for line in lines:
             dot = {"marker": "o", "clip_on": False} if len(line.x) == 1 else {}
             axes.plot(line.x, line.y, drawstyle=style, **dot, **line.look)

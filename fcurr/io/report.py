@@ -149,7 +149,7 @@ def wide(losses: list[ndarray]) -> bool:
 
 
 def matrices(story: Story) -> list[dict[str, Any]]:
-    """For each of the best arms, rows of cells: the share of a row's samples, how many they are, whether it is right."""
+    """For each of the best arms, rows of cells: the share of a row's samples, how many they are, if it is right."""
     if len(story.classes) > CLASSES:
         return []
     best = [row["arm"] for row in ranked(story, "best") if row["arm"] in story.confusion][:MATRICES]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from fcurr import evaluating, fold, observe, training, tree
 from fcurr.errors import BadInput
 from fcurr.io import checkpoint, environment, files, loading, parallel, signals, store, watching
 from fcurr.io.journey import Diverged, Journey, Stopped, Watch, travel
+from fcurr.io.loggers import Logger
 from fcurr.io.steps import Steps
 from fcurr.observe import Record
 from fcurr.study.bind import build
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
     folder: Path
     asked: Callable[[], int]  # the signal that has come, or 0
     team: Team
-    log: Callable[[list[dict[str, Any]]], None]  # lines of metrics, to whoever else is told
+    loggers: Sequence[Logger]  # who else is told the lines of metrics
 
     @property
     def writes(self) -> bool:
@@ -86,7 +87,7 @@ def start_or_continue(
     plugins: dict[str, str],
     *,
     team: Team = ALONE,
-    log: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
+    loggers: Sequence[Logger] = (),
 ) -> Outcome:
     """Everything a run computes, beginning where the folder's checkpoints stand; the folder must be held."""
     itself = identity(experiment, prepared, plugins)
@@ -99,7 +100,7 @@ def start_or_continue(
         store.write_config(folder, experiment.config, itself)
     parallel.meet(team)
     with signals.asked_to_stop() as asked:
-        here = Setting(folder, parallel.agreed(asked, team), team, log)
+        here = Setting(folder, parallel.agreed(asked, team), team, loggers)
         try:
             scores = _scores(experiment, prepared, here) if "score" in experiment.components else None
             journey = _train(experiment, prepared, scores, here)
@@ -170,7 +171,10 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
         done = int(run.iteration)
         steps.keep(done, torch.where(run.iteration < run.last, record.evaluated, run.iteration))
         if here.writes:
-            store.rewrite_metrics(here.folder, store.metrics(here.folder, until=done))
+            kept = store.metrics(here.folder, until=done)
+            store.rewrite_metrics(here.folder, kept)
+            for logger in here.loggers:
+                logger.begin(kept)
         tired = (record.waited >= settings.patience) & (settings.patience > 0)
         return Journey(run._replace(last=torch.where(tired, run.last, fold.lengths(program))), record)
 
@@ -190,7 +194,8 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
         rows = _rows(experiment, run, due, numbers, watching.view(watched, run.train))
         if here.writes:
             store.append_metrics(here.folder, rows)
-            here.log(rows)
+            for logger in here.loggers:
+                logger.log(rows)
         value = found[tracked]
         record = observe.evaluated(record, due, at, variables, value, prepared.higher)
         steps.forget(int(torch.where(run.iteration < run.last, record.evaluated, run.iteration).min()))

@@ -20,7 +20,7 @@ METRICS, STEPS, SCORES = "metrics.jsonl", "steps.jsonl", "scores.parquet"
 CHECKPOINTS, SCORING, PREDICTIONS = "checkpoints", "scoring", "predictions"  # folders
 RESULTS, REPORT, TABLE, ENVIRONMENT = "results.json", "report.html", "metrics.parquet", "environment.json"
 WRITTEN = (STATUS, METRICS, STEPS, TABLE, SCORES, RESULTS, REPORT, ENVIRONMENT, CONFIG, IDENTITY)
-FOLDERS = (CHECKPOINTS, SCORING, PREDICTIONS)
+FOLDERS = (CHECKPOINTS, SCORING, PREDICTIONS, "tensorboard", "wandb", "mlflow")
 MAY_CHANGE = ("observers", "loggers", "training.save_every", "training.device")  # of a run that is gone on with
 
 

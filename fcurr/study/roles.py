@@ -40,7 +40,7 @@ ROLES = {
     "sampling": Role("fcurr.curriculum", (("order", "y"),), "in which class balance?", _WHOLE),
     "pace": Role("fcurr.pacing", (("state", "iteration"),), "how many are in play?", _WHOLE),
     "observer": Role("fcurr.views", (("state",), ("before", "after", "event")), "what is looked at?", _WHOLE),
-    "logger": Role("fcurr.io.loggers", ((),), "where else are metrics written?", _EARLY),
+    "logger": Role("fcurr.io.loggers", ((),), "where else are metrics written?", _EARLY | {"folder", "name"}),
 }
 
 
