@@ -160,6 +160,7 @@ def steps(program: Program, here: list[Run], fetch: Fetch = in_blocks) -> Iterat
             else:
                 states = _given(program.step, [varying, here.pop().train, batch])
             here[:] = [Run(train=states, cursor=after, clock=clock, iteration=place, last=limits)]
+            states = run = None  # who holds a state that is given away keeps its memory
             iteration += 1
             yield iteration
 

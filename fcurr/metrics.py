@@ -5,6 +5,7 @@ Outputs are [sample, class or target], before any softmax or sigmoid. The direct
 Lower is better. Several targets count equally. A metric that is not defined is nan, which is worse than anything.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -118,6 +119,7 @@ def _of(name: str, outputs: Tensor, y: Tensor, **fixed: Any) -> Tensor:
         return function(outputs, y, **fixed)
 
 
+@functools.cache
 def _function(name: str) -> Callable[..., Tensor]:
     from importlib import import_module
 

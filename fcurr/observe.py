@@ -28,7 +28,7 @@ def blank(variables: Params, members: int) -> Record:
         value=torch.full((members,), torch.nan, dtype=torch.float64, device=device),
         iteration=zeros[1],
         waited=zeros[2],
-        best={name: leaf.clone() for name, leaf in variables.items()},
+        best={**variables},
     )
 
 

@@ -101,9 +101,12 @@ def ahead(
     The same numbers as drawing one by one, at a fraction of the overhead.
     """
     shape = cursor.size.shape
-    rows = zip(*(leaf.reshape(-1).tolist() for leaf in (*cursor, lessons.pace.expand(shape))), strict=True)
+    columns = [leaf.reshape(-1).tolist() for leaf in (*cursor, lessons.pace.expand(shape))]
     first, count = int(iteration), steps * batch_size
-    met = [list(_passes(*row, lessons.sizes, first, count, batch_size, clock)) for row in rows]
+    met = [
+        list(_passes(epoch, size - position, size, lessons.sizes[pace], first, count, batch_size, clock))
+        for epoch, position, size, pace in zip(*columns, strict=True)
+    ]
     most = max(map(len, met))
     table = torch.tensor([row + [row[-1]] * (most - len(row)) for row in met], device=cursor.size.device)
     sizes = table.reshape(*shape, most)  # [..., pass]
@@ -117,17 +120,16 @@ def ahead(
 
 
 def _passes(
-    epoch: int, position: int, size: int, pace: int, sizes: Tensor, first: int, count: int, batch: int, clock: Clock
+    epoch: int, left: int, size: int, sizes: Tensor, first: int, count: int, batch: int, clock: Clock
 ) -> Iterator[int]:
-    """The sizes of the passes that `count` samples from here on belong to; a pass takes the size of its pace at the
-    step, or the pass, that it begins with."""
+    """The sizes of the passes that `count` samples from here on belong to; `left` are in the one that is met first. A
+    pass takes the size of its pace at the step, or the pass, that it begins with."""
     yield size
-    end, last = size - position, sizes.shape[1] - 1  # samples until the pass is exhausted
-    while end < count:
+    while left < count:
         epoch += 1
-        reading = epoch if clock == "epoch" else first + end // batch
-        size = int(sizes[pace, min(reading, last)])
-        end += size
+        reading = epoch if clock == "epoch" else first + left // batch
+        size = int(sizes[min(reading, len(sizes) - 1)])
+        left += size
         yield size
 
 

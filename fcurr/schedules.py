@@ -28,9 +28,7 @@ def cosine(iteration: Tensor, *, learning_rate: Rate, total_iterations: Iteratio
     return final_rate + (learning_rate - final_rate) * 0.5 * (1 + torch.cos(math.pi * part))
 
 
-def by_epoch(
-    iteration: Tensor, *, learning_rate: Schedule, dataset_size: Samples, batch_size: Samples
-) -> Tensor:
+def by_epoch(iteration: Tensor, *, learning_rate: Schedule, dataset_size: Samples, batch_size: Samples) -> Tensor:
     """Any schedule, changing only where an epoch begins: its rate at the last multiple of ceil(dataset_size /
     batch_size) updates, which is one pass over all samples."""
     epoch = -(-dataset_size // batch_size)

@@ -48,7 +48,7 @@ def traced(function: Callable[..., Any], *examples: Any) -> Traced:
         built.append(build)
         return found
 
-    module = make_fx(flat)(*(leaf.clone() for leaf in leaves))  # one tensor given twice would be one argument
+    module = make_fx(flat)(*(leaf.detach() for leaf in leaves))  # one tensor given twice would be one argument
     simple = fx.GraphModule(module, _simpler(module.graph))
     return Traced(_function(simple.graph, simple), built[-1], simple)
 

@@ -77,6 +77,11 @@ def equal(a: Any, b: Any) -> bool:
     )
 
 
+def raw(x: Tensor) -> memoryview:
+    """The bytes of a tensor on the host, to be hashed or written."""
+    return memoryview(bits(x).numpy())  # pyright: ignore[reportArgumentType]
+
+
 def bits(x: Tensor) -> Tensor:
     """The bytes of a tensor, uint8."""
     flat = x.contiguous().flatten()

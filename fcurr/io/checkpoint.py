@@ -142,7 +142,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         leaf = tensors[name]
         digest.update(f"{name} {leaf.dtype} {list(leaf.shape)};".encode())
-        digest.update(memoryview(tree.bits(leaf).numpy()))
+        digest.update(tree.raw(leaf))
     return digest.hexdigest()
 
 

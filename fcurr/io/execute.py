@@ -23,11 +23,12 @@ def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fr
     allocator.keep()
     prepared = runner.load(experiment)
     plan(experiment, prepared)
+    _loggers(experiment, folder)
     if not fresh and runner.holds(folder, experiment, prepared, plugins) and store.finished(folder, experiment.config):
         if parallel.speaks():
             progress.say(f"{folder} is finished already; --fresh runs it anew")
         return parallel.speaks()
-    with parallel.team() as team, _held(folder, team), _loggers(experiment, folder, team) as loggers:
+    with parallel.team() as team, _held(folder, team), _open(_loggers(experiment, folder), team) as loggers:
         if team.rank == 0:
             for left in files.leftovers(folder):
                 left.unlink()
@@ -47,6 +48,7 @@ def preview(experiment: Experiment, folder: Path, plugins: dict[str, str]) -> li
     """What `execute` would do, a line each."""
     prepared = runner.load(experiment)
     lines = plan(experiment, prepared)
+    _loggers(experiment, folder)
     try:
         there = runner.holds(folder, experiment, prepared, plugins)
     except BadInput as other:
@@ -60,22 +62,24 @@ def _held(folder: Path, team: Team) -> contextlib.AbstractContextManager[None]:
     return store.held(folder) if team.rank == 0 else contextlib.nullcontext()
 
 
+def _loggers(experiment: Experiment, folder: Path) -> list[Logger]:
+    """The loggers of the run, which have not begun; BadInput where one cannot."""
+    entries, loggers = {"seed": experiment.seed, "folder": str(folder), "name": experiment.name}, []
+    for call in experiment.lists["loggers"]:
+        plain = build(call, entries)
+        if not isinstance(plain, Logger):
+            raise BadInput(f"{call.name} gives a {type(plain).__name__}, not a Logger", call.where)
+        loggers.append(Logger(*(partial(guarded, call, function) for function in plain)))
+    return loggers
+
+
 @contextlib.contextmanager
-def _loggers(experiment: Experiment, folder: Path, team: Team) -> Iterator[list[Logger]]:
-    """The loggers of the run, closed at its end however it ends; the first process has them."""
-    calls = experiment.lists["loggers"] if team.rank == 0 else []
-    entries = {"seed": experiment.seed, "folder": str(folder), "name": experiment.name}
+def _open(loggers: list[Logger], team: Team) -> Iterator[list[Logger]]:
+    """Those of the first process, closed at the end however it comes."""
     with contextlib.ExitStack() as closing:
-        loggers = []
-        for call in calls:
-            plain = build(call, entries)
-            if not isinstance(plain, Logger):
-                raise BadInput(f"{call.name} gives a {type(plain).__name__}, not a Logger", call.where)
-            closing.callback(plain.close)
-            loggers.append(
-                plain._replace(log=partial(guarded, call, plain.log), begin=partial(guarded, call, plain.begin))
-            )
-        yield loggers
+        for logger in loggers if team.rank == 0 else []:
+            closing.callback(logger.close)
+        yield loggers if team.rank == 0 else []
 
 
 def _need(purpose: str, **modules: str) -> None:

@@ -62,40 +62,44 @@ LOOK_EVERY = 32  # steps after which an accelerator is asked whether a loss is f
 TIRED = 100  # setbacks in a row after which a run that rewinds gives up
 
 
-def travel(program: Program, start: Journey, watch: Watch, look: Look = lambda journey, due: journey) -> Journey:
-    """From the newest checkpoint, or the start, to the end."""
+def travel(program: Program, here: list[Journey], watch: Watch, look: Look = lambda journey, due: journey) -> Journey:
+    """From the newest checkpoint, or the start, to the end. `here` holds the start, and is emptied: a state that nobody
+    holds gives its memory to the next."""
+    start = here.pop()
     found = checkpoint.latest(watch.folder, start, progress.say) if watch.folder.exists() else None
-    journey = start if found is None else found
-    journey, done = watch.begin(journey), int(journey.run.iteration)
-    if done >= fold.length(journey.run):
-        return journey
-    bar = progress.bar(watch.label, fold.length(journey.run), done) if watch.writes else progress.nothing()
+    here.append(watch.begin(start if found is None else found))
+    anchor = _anchor(start, watch) if watch.on_nonfinite == "rewind" else None
+    del start, found
+    done, length = int(here[0].run.iteration), fold.length(here[0].run)
+    if done >= length:
+        return here.pop()
+    bar = progress.bar(watch.label, length, done) if watch.writes else progress.nothing()
     with checkpoint.shelf(watch.folder) as shelf, bar as tick:
-        anchor = _anchor(start, watch)
-        watching.tell(watch.observers, journey, journey, Event("begin", done))
-        while int(journey.run.iteration) < fold.length(journey.run):
-            journey, anchor = _leg(program, journey, anchor, watch, look, shelf, tick)
-        watching.tell(watch.observers, journey, journey, Event("end", int(journey.run.iteration)))
-    return journey
+        watching.tell(watch.observers, here[0], here[0], Event("begin", done))
+        while int(here[0].run.iteration) < fold.length(here[0].run):
+            anchor = _leg(program, here, anchor, watch, look, shelf, tick)
+        watching.tell(watch.observers, here[0], here[0], Event("end", int(here[0].run.iteration)))
+    return here.pop()
 
 
 def _leg(
     program: Program,
-    journey: Journey,
-    anchor: Journey,
+    at: list[Journey],
+    anchor: Journey | None,
     watch: Watch,
     look: Look,
     shelf: Shelf,
     tick: progress.Tick,
-) -> tuple[Journey, Journey]:
-    """From here until an evaluation, a setback or the end changes something; and what to rewind to."""
-    here, record = [journey.run], journey.record
+) -> Journey | None:
+    """From where the journey is `at` until an evaluation, a setback or the end changes something; and what to rewind to
+    then."""
+    here, record = [at[0].run], at[0].record
     length, ends = fold.length(here[0]), set(here[0].last.tolist())
     longest = (here[0].last == length).nonzero().flatten().tolist()
-    was, told = here[0].clock.tolist(), watch.observers.told
+    was, told, rewinds = here[0].clock.tolist(), watch.observers.told, watch.on_nonfinite == "rewind"
     look_every = 1 if here[0].iteration.is_cpu else LOOK_EVERY  # looking at a loss waits for an accelerator
-    before = journey if told else None
-    del journey  # a state that nobody holds gives its memory to the next
+    before = at[0] if told else None
+    at.clear()
     for done in fold.steps(program, here, watch.fetch):
         changed, clock = False, here[0].clock.tolist()
         watch.steps.add(here[0].train.loss)
@@ -105,21 +109,16 @@ def _leg(
         if watch.on_nonfinite != "skip" and (done % look_every == 0 or done in ends) and not _fine(here[0].train.loss):
             here[0] = _setback("loss", here[0].train.loss, here[0], anchor, watch, shelf)
             changed = True
-        if (
-            any(
-                now // watch.evaluate_every > then // watch.evaluate_every for now, then in zip(clock, was, strict=True)
-            )
-            or done in ends
-        ):
+        if done in ends or _crossed(clock, was, watch.evaluate_every):
             run, due = here[0], _due(here[0], clock, was, watch.evaluate_every)
             if before is not None:
                 watching.tell(watch.observers, before, Journey(run, record), Event("evaluate", done))
-            after, record = look(Journey(run, record), due)
-            here[0], changed = after, changed or after is not run
-            del run, after
+            here[0], record = look(Journey(run, record), due)
+            changed = changed or here[0] is not run
+            del run
         stop = watch.asked()
-        slowest = [min(times[member] for member in longest) // watch.save_every for times in (clock, was)]
-        if stop or done == length or slowest[0] > slowest[1]:
+        slow, slower = ([min(times[member] for member in longest)] for times in (clock, was))
+        if stop or done == length or _crossed(slow, slower, watch.save_every):
             if watch.on_nonfinite != "skip":
                 for name, leaf in here[0].train.params.items():
                     if not _fine(leaf):
@@ -133,19 +132,23 @@ def _leg(
             if stop and done < length:
                 shelf.settle()
                 raise Stopped(stop, done, length)
-            anchor = Journey(here[0], record) if watch.on_nonfinite == "rewind" else anchor
+            anchor = Journey(here[0], record) if rewinds else None
         was = clock
         before = Journey(here[0], record) if told else None
         if changed:
             break
-    return Journey(here[0], record), anchor
+    at.append(Journey(here[0], record))
+    return anchor
+
+
+def _crossed(clock: list[int], was: list[int], every: int) -> bool:
+    """Whether the clock of any member has come to a multiple."""
+    return any(now // every > then // every for now, then in zip(clock, was, strict=True))
 
 
 def _anchor(start: Journey, watch: Watch) -> Journey:
     """What a run that rewinds goes back to: the last checkpoint that was due, or the start."""
-    if watch.on_nonfinite != "rewind" or not watch.folder.exists():
-        return start
-    found = checkpoint.latest(watch.folder, start, progress.say, due=True)
+    found = checkpoint.latest(watch.folder, start, progress.say, due=True) if watch.folder.exists() else None
     return start if found is None else found
 
 
@@ -156,13 +159,13 @@ def _due(run: Run, clock: list[int], was: list[int], every: int) -> Tensor:
     return active & (crossed.to(active.device) | (run.iteration == run.last))
 
 
-def _setback(what: str, values: Tensor, run: Run, anchor: Journey, watch: Watch, shelf: Shelf) -> Run:
+def _setback(what: str, values: Tensor, run: Run, anchor: Journey | None, watch: Watch, shelf: Shelf) -> Run:
     """Something is not finite: the end of the run, or, in a run that rewinds, the state of the anchor in the members
     that are hurt, with the data going on from here."""
     bad = ~values.reshape(len(values), -1).isfinite()
     hurt = bad.any(1)
     tired = watch.steps.nonfinite_in_a_row() >= TIRED
-    if watch.on_nonfinite == "rewind" and not tired:
+    if anchor is not None and not tired:
         watch.steps.note(rewound_to=int(anchor.run.iteration))
         back = tree.where(hurt, anchor.run.train, run.train)
         after = run._replace(train=back._replace(iteration=run.train.iteration))

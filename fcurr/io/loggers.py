@@ -36,9 +36,6 @@ class Logger(NamedTuple):
     begin: Callable[[list[Row]], None] = lambda rows: None  # first: the rows that hold; all others are to be forgotten
 
 
-NOBODY = Logger(lambda rows: None, lambda: None)
-
-
 class Told(NamedTuple):
     """What a row says."""
 

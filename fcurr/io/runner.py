@@ -67,9 +67,9 @@ def fingerprint(prepared: Prepared) -> str:
     digest = hashlib.sha256()
     for part in (prepared.train, prepared.validation, prepared.test):
         for leaf in (part.x, part.y):
-            digest.update(memoryview(tree.bits(leaf).numpy()) if isinstance(leaf, Tensor) else leaf.identity.encode())
+            digest.update(tree.raw(leaf) if isinstance(leaf, Tensor) else leaf.identity.encode())
     for ids in prepared.id.values():
-        digest.update(memoryview(tree.bits(ids).numpy()))
+        digest.update(tree.raw(ids))
     return digest.hexdigest()
 
 
@@ -112,38 +112,40 @@ def start_or_continue(
     return Outcome(experiment, prepared, scores, journey)
 
 
-def _scores(experiment: Experiment, prepared: Prepared, here: Setting) -> Tensor:
+def _scores(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tensor:
     """The difficulty of the training samples, from the folder if it is there already."""
     from fcurr.io import tables  # pyarrow
 
-    path, settings = here.folder / store.SCORES, experiment.training
+    path, settings = setting.folder / store.SCORES, experiment.training
     if path.exists():
         return tables.read_scores(path, prepared.id["train"])
 
     def fit(data: Dataset, seen: Tensor) -> Params:
-        program, run = fit_program(experiment, prepared, data, seen, here.team)
+        program, run = fit_program(experiment, prepared, data, seen, setting.team)
+        here, device = [Journey(run, ())], run.iteration.device
+        del run
         watch = Watch(
             label=f"scoring ({len(seen)} models)",
             names=[f"model {member} of the score" for member in range(len(seen))],
-            folder=here.folder / store.SCORING,
+            folder=setting.folder / store.SCORING,
             steps=Steps(None),
             evaluate_every=experiment.fit.iterations,
             save_every=settings.save_every if settings.clock == "step" else experiment.fit.iterations,
             on_nonfinite="stop",
-            asked=here.asked,
+            asked=setting.asked,
             begin=lambda journey: journey,
             settle=lambda: None,
-            writes=here.writes,
-            fetch=fetching(data, run.iteration.device, here.team),
+            writes=setting.writes,
+            fetch=fetching(data, device, setting.team),
         )
-        return training.variables(travel(program, Journey(run, ()), watch).run.train)
+        return training.variables(travel(program, here, watch).run.train)
 
     scores = difficulty(experiment, prepared, fit)
     recipe = experiment.config["score"]
     recipe = recipe if isinstance(recipe, dict) else {"fn": recipe}
-    if here.writes:
+    if setting.writes:
         tables.write_scores(path, prepared, scores, recipe=recipe, data=fingerprint(prepared))
-        checkpoint.clear(here.folder / store.SCORING)
+        checkpoint.clear(setting.folder / store.SCORING)
     return scores
 
 
@@ -207,7 +209,8 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
             after = after._replace(last=torch.where(tired, at, run.last))
         return Journey(after, record)
 
-    start = Journey(run, observe.blank(training.variables(run.train), len(members)))
+    start = [Journey(run, observe.blank(training.variables(run.train), len(members)))]
+    del run
     watch = Watch(
         label=f"training ({len(members)} members)",
         names=[f"{m.arm}{''.join(f', {key} = {value}' for key, value in m.axes.items())}" for m in members],

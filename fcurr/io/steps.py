@@ -83,14 +83,15 @@ class Steps:
             file.seek(0)
             for line in file:
                 try:
-                    found = json.loads(line) if line.endswith(b"\n") else {"iteration": done + 1}
-                except ValueError:
+                    found = json.loads(line) if line.endswith(b"\n") else {}
+                    iteration, losses = int(found["iteration"]), list(found["loss"])
+                except (ValueError, KeyError):
                     break
-                if found["iteration"] > done:
+                if iteration > done:
                     break
                 size += len(line)
-                if found["iteration"] > since:
-                    tail.append([torch.nan if loss is None else loss for loss in found["loss"]])
+                if iteration > since:
+                    tail.append([torch.nan if loss is None else loss for loss in losses])
             if self.path is not None and self.writes:
                 file.truncate(size)
         device = None if evaluated is None else evaluated.device

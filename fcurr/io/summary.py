@@ -17,6 +17,7 @@ from fcurr.io.report import Arm, Picture, Story, render
 from fcurr.io.runner import Outcome, fetching
 from fcurr.io.watching import finite
 from fcurr.observe import Record
+from fcurr.study.config import Experiment
 from fcurr.study.prepare import Prepared
 from fcurr.study.program import placed
 from fcurr.types import Dataset, Params
@@ -141,7 +142,7 @@ def facts(outcome: Outcome) -> list[tuple[str, str]]:
         ("targets" if prepared.train.task == "regression" else "classes", str(len(prepared.train.classes))),
         (
             "members",
-            f"{len(experiment.members)}, {experiment.training.total_iterations:,} {experiment.training.clock}s each",
+            f"{len(experiment.members)}, {_most(experiment)}",
         ),
     ]
     if "noise" in experiment.components:
@@ -158,6 +159,12 @@ def facts(outcome: Outcome) -> list[tuple[str, str]]:
             )
         )
     return listed
+
+
+def _most(experiment: Experiment) -> str:
+    """1,000 steps each."""
+    settings = experiment.training
+    return f"{'at most ' if settings.patience else ''}{settings.total_iterations:,} {settings.clock}s each"
 
 
 def write(outcome: Outcome, folder: Path) -> dict[str, Any]:
