@@ -13,6 +13,18 @@ from torch import Tensor
 
 from fcurr.types import Part, Positive, Task, Unit
 
+TASKS: dict[str, Task] = {
+    "cross_entropy": "classification",
+    "weighted_cross_entropy": "classification",
+    "balanced_cross_entropy": "classification",
+    "focal": "classification",
+    "binary_cross_entropy": "multi-label",
+    "weighted_binary_cross_entropy": "multi-label",
+    "squared_error": "regression",
+    "weighted_squared_error": "regression",
+    "absolute_error": "regression",
+    "huber": "regression",
+}
 Weight = Annotated[float, Ge(0), Unit("weight")]
 Weights = Annotated[tuple[Weight, ...], Unit("list of weights, one a class or target")]
 

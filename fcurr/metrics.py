@@ -18,6 +18,11 @@ from fcurr.types import Classes, Higher, Lower, Task, Times, Unit
 
 Average = Literal["micro", "macro", "weighted"]
 Threshold = Annotated[float, Ge(0), Lt(1), Unit("threshold of a probability")]
+TASKS: dict[str, Task] = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "top_accuracy", "f1"), "classification"),
+    **dict.fromkeys(("exact_match", "label_f1"), "multi-label"),
+    **dict.fromkeys(("mean_squared_error", "mean_absolute_error", "r2", "pearson", "concordance"), "regression"),
+}
 DEFAULT: dict[Task, tuple[str, ...]] = {
     "classification": ("accuracy",),
     "multi-label": ("label_f1", "exact_match"),

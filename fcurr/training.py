@@ -159,17 +159,19 @@ def heard(state: TrainState, metric: Tensor, *, optimizer: Optimizer) -> TrainSt
     return state._replace(optimizer=optimizer.advance(state.optimizer, metric))
 
 
-def finite(state: TrainState) -> Tensor:
-    """[] bool: whether the last loss and all parameters are finite numbers."""
-    leaves = [leaf.isfinite().all() for leaf in state.params.values()]
-    return torch.stack([state.loss.isfinite(), *leaves]).all()
+def finite(before: TrainState, after: TrainState) -> Tensor:
+    """[] bool: whether the last loss is a finite number, and all of parameters, buffers and what the optimizer
+    remembers that was one before the step."""
+    was, now = (tree.leaves((state.params, state.buffers, state.optimizer)) for state in (before, after))
+    kept = [(b.isfinite() | ~a.isfinite()).all() for a, b in zip(was, now, strict=True) if a.is_floating_point()]
+    return torch.stack([after.loss.isfinite(), *kept]).all()
 
 
 def skipping(state: TrainState, batch: Batch, *, step: Callable[[TrainState, Batch], TrainState]) -> TrainState:
     """A step that is not taken where it would end in something that is not finite; the loss says that it was not."""
     after = step(state, batch)
     stayed = state._replace(iteration=after.iteration, loss=torch.full_like(after.loss, torch.nan))
-    return tree.where(finite(after), after, stayed)
+    return tree.where(finite(state, after), after, stayed)
 
 
 def variables(state: TrainState) -> Params:

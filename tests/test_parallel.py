@@ -71,7 +71,7 @@ def test_a_batch_that_does_not_come_in_equal_parts_is_refused_by_every_process(t
     config = _config(batch_size=15)
     found = _together(tmp_path, config)
     assert found.returncode != 0
-    assert "training.batch_size: a batch of 15 does not come in equal parts for 2 processes of 1 each" in found.stderr
+    assert "training.batch_size: a batch of 15 does not come in equal parts for 2 processes" in found.stderr
 
 
 def test_without_torchrun_a_process_is_alone_and_nothing_is_shared(monkeypatch):

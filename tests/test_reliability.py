@@ -476,7 +476,7 @@ def test_a_logger_of_ones_own_is_told_the_lines_and_one_that_fails_is_named(tmp_
         "run", written(tmp_path, {**CONFIG, "loggers": ["mine:log"]}), "--out", tmp_path / "a", "--plugin", "mine"
     )
     assert good.exit_code == 0, good.stderr
-    assert sys.modules["mine"].TOLD == store.metrics(tmp_path / "a/small")
+    assert store.metrics(tmp_path / "a/small") == sys.modules["mine"].TOLD
     for name, words in (
         ("broken", "mine:broken fails in line 6 of mine: ZeroDivisionError"),
         ("odd", "gives a int, not a Logger"),
@@ -485,3 +485,198 @@ def test_a_logger_of_ones_own_is_told_the_lines_and_one_that_fails_is_named(tmp_
         result = fcurr("run", path, "--out", tmp_path / name, "--plugin", "mine")
         assert result.exit_code == 2 and words in result.stderr, result.stderr
     sys.modules.pop("mine", None)
+
+
+def test_the_end_of_a_run_that_stops_early_is_saved_whenever_checkpoints_are_due(tmp_path):
+    config = _short(
+        training={"patience": 1, "evaluate_every": 5, "save_every": 500, "total_iterations": 500},
+        optimizer={"fn": "sgd", "learning_rate": 0.0},
+        arms={"one": {"curriculum": PLAIN}},
+    )
+    del config["score"]
+    assert _run(tmp_path, config).exit_code == 0
+    folder = tmp_path / "runs/small"
+    assert _end(folder).stem == "step-0000000010" and len(_losses(folder)) == 10
+    assert "at most 500 steps each" in store.read_json(folder / store.RESULTS)["facts"]["members"]
+
+
+def test_members_of_different_length_all_go_on_when_more_passes_are_asked_for(tmp_path):
+    config = _short(
+        training={"clock": "epoch", "total_iterations": 3, "batch_size": 64, "evaluate_every": 1, "save_every": 1}
+    )
+    config["curriculum"]["pace"] = {"fn": "mine:stay"}
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef stay(state, iteration, *, dataset_size: int, seed: int):\n"
+        "    return torch.as_tensor(iteration) * 0 + 200 + 300 * seed\n"
+    )
+    config["arms"] = {"one": {"curriculum": {"order": "random"}}}
+    del config["score"]
+    longer = copy.deepcopy(config)
+    longer["training"]["total_iterations"] = 5
+    for name, steps in (("a", [config, longer]), ("b", [longer])):
+        for one in steps:
+            result = fcurr("run", written(tmp_path, one), "--out", tmp_path / name, "--plugin", "mine")
+            assert result.exit_code == 0, result.stderr
+    sys.modules.pop("mine", None)
+    on, straight = (checkpoint.read(_end(tmp_path / name / "small")) for name in ("a", "b"))
+    assert straight["state.run.train.iteration"].tolist() == [-(-5 * 200 // 64), -(-5 * 500 // 64)]
+    for name in straight:
+        if ".run.train." in name or ".cursor." in name or ".best[" in name:
+            assert torch.equal(on[name], straight[name]), name
+
+
+def test_a_score_may_train_models_as_often_as_it_likes(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom fcurr.types import Harder\n"
+        "def twice(data, *, fit) -> Harder:\n"
+        "    half = (torch.arange(len(data.y)) % 2 == 0)[None]\n"
+        "    one, other = fit(data, half), fit(data, ~half)\n"
+        "    assert not torch.equal(one['0.weight'], other['0.weight'])\n"
+        "    return torch.arange(len(data.y)).double()\n"
+    )
+    path = written(tmp_path, {**CONFIG, "score": {"fn": "mine:twice"}})
+    result = fcurr("run", path, "--out", tmp_path / "runs", "--plugin", "mine")
+    sys.modules.pop("mine", None)
+    assert result.exit_code == 0, result.stderr
+    assert not (tmp_path / "runs/small" / store.SCORING).exists()
+
+
+def test_a_run_that_rewinds_and_is_stopped_where_a_checkpoint_was_due_goes_back_to_that_one(tmp_path):
+    config = _with_a_bad_sample(tmp_path, on_nonfinite="rewind", save_every=5)
+    config["split"]["validation"] = 0.1
+    assert _run(tmp_path, config).exit_code == 0
+    (tmp_path / "again").mkdir()
+    for at in (5, 10, 15, 20, 30):
+        with pytest.MonkeyPatch.context() as patch:
+            real = journey.Steps.add
+            came = [0]
+
+            def add(steps, loss, real=real, came=came):
+                came[0] = real(steps, loss)
+                return came[0]
+
+            asked = runner.signals.asked_to_stop
+
+            @contextlib.contextmanager
+            def asking(came=came, at=at, asked=asked):
+                with asked():
+                    yield lambda: 15 if came[0] == at else 0
+
+            patch.setattr(journey.Steps, "add", add)
+            patch.setattr(runner.signals, "asked_to_stop", asking)
+            assert _run(tmp_path / "again", config).exit_code == 143
+    assert _run(tmp_path / "again", config).exit_code == 0
+    _same(tmp_path / "again/runs/small", tmp_path / "runs/small")
+
+
+def test_memory_of_an_optimizer_that_is_not_finite_stops_a_run_and_is_skipped_in_another(tmp_path):
+    """A gradient of 1e25 is finite, its square is not."""
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    x[[3, 5, 9, 14, 20]] = 1e25
+    np.savez(tmp_path / "large.npz", x=x, y=np.arange(60) % 2)
+    config = _short(
+        data={"fn": "npz", "path": str(tmp_path / "large.npz")},
+        split={"fn": "published", "validation": 0.2, "test_size": 10},
+        optimizer={"fn": "adam", "learning_rate": 0.01},
+        arms={"one": {"curriculum": PLAIN}},
+    )
+    del config["score"]
+    stopped = _run(tmp_path, config)
+    assert stopped.exit_code == 3 and "the optimizer's second " in stopped.stderr
+    config["training"]["on_nonfinite"] = "skip"
+    assert _run(tmp_path, config, "--fresh").exit_code == 0
+    tensors = checkpoint.read(_end(tmp_path / "runs/small"))
+    assert all(leaf.isfinite().all() for name, leaf in tensors.items() if ".optimizer" in name)
+    assert sum(row["nonfinite"] for row in store.metrics(tmp_path / "runs/small")) > 0
+
+
+TASKS = {
+    "regression loss=cross_entropy": "cross_entropy is for labels that are a class each, and these are numbers",
+    "regression loss=balanced_cross_entropy": "balanced_cross_entropy is for labels that are a class each, "
+    "and these are numbers",
+    "regression metrics=f1": "f1 is for labels that are a class each, and these are numbers",
+    "regression score=entropy": "entropy is for labels that are a class each, and these are numbers",
+    "multi-label metrics=f1": "f1 is for labels that are a class each, and these are sets of classes",
+    "multi-label loss=squared_error": "squared_error is for labels that are numbers, and these are sets of classes",
+    "classification metrics=r2": "r2 is for labels that are numbers, and these are a class each",
+}
+
+
+@pytest.mark.parametrize("case", TASKS)
+def test_components_for_labels_of_another_kind_are_refused_at_the_door(case, tmp_path):
+    task, change = case.split(" ")
+    y = {
+        "regression": np.random.rand(40),
+        "multi-label": np.random.rand(40, 2) > 0.5,
+        "classification": np.arange(40) % 2,
+    }
+    np.savez(tmp_path / "d.npz", x=np.random.rand(40, 3), y=y[task])
+    config = {
+        "data": {"fn": "npz", "path": str(tmp_path / "d.npz"), "task": task},
+        "split": {"fn": "shuffled", "validation": 0.2, "test": 0.2},
+        "model": {"fn": "mlp"},
+        "optimizer": {"fn": "sgd", "learning_rate": 0.1},
+        "training": {"total_iterations": 4},
+    }
+    result = fcurr("check", written(tmp_path, config), change)
+    assert result.exit_code == 2 and result.stderr.strip().endswith(TASKS[case]), result.stderr
+
+
+def test_a_folder_from_which_a_run_was_being_thrown_away_is_used_again(tmp_path, straight, monkeypatch):
+    """--fresh is killed while the checkpoints go."""
+    assert _run(tmp_path).exit_code == 0
+    folder, remove = tmp_path / "runs/small", shutil.rmtree
+
+    def half(path, **named):
+        (folder / store.CHECKPOINTS / "left").write_text("half")
+        raise Cut
+
+    monkeypatch.setattr(store.shutil, "rmtree", half)
+    with pytest.raises(Cut):
+        _run(tmp_path, CONFIG, "--fresh")
+    monkeypatch.setattr(store.shutil, "rmtree", remove)
+    result = _run(tmp_path)
+    assert result.exit_code == 0, result.stderr
+    _same(folder, straight)
+
+
+def test_a_finished_run_is_not_thrown_away_for_a_config_that_cannot_run(tmp_path):
+    assert _run(tmp_path).exit_code == 0
+    before = contents(tmp_path / "runs/small")
+    config = copy.deepcopy(CONFIG)
+    config["training"]["device"] = "nowhere"
+    result = _run(tmp_path, config, "--fresh")
+    assert result.exit_code == 2 and "training.device: there is no device nowhere here" in result.stderr
+    assert contents(tmp_path / "runs/small") == before
+
+
+ODD = {
+    "metric": ("metrics", "a tensor without axes"),
+    "late": ("metrics", "mine:late fails in line"),
+    "vector": ("observers", "mine:vector fails"),
+    "some": ("observers", "mine:some gives other names to other members"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_a_strangers_metric_or_view_does_in_the_middle_of_a_run_is_a_message(name, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom fcurr.types import Higher\n"
+        "def metric(outputs, y) -> Higher:\n    return outputs.mean() if len(y) < 9 else outputs.mean(0)\n"
+        "def late(outputs, y) -> Higher:\n    return outputs.mean() if len(y) < 9 else outputs.nothing\n"
+        "def vector(state):\n    return torch.ones(3)\n"
+        "TURN = iter('abcdefgh')\ndef some(state):\n    return {next(TURN): 1.0}\n"
+    )
+    key, words = ODD[name]
+    path = written(tmp_path, {**CONFIG, key: [f"mine:{name}"]})
+    result = fcurr("run", path, "--out", tmp_path / "runs", "--plugin", "mine")
+    sys.modules.pop("mine", None)
+    assert result.exit_code == 2 and words in result.stderr.splitlines()[-1], result.stderr
+    assert json.loads((tmp_path / "runs/small" / store.STATUS).read_text())["status"] == "failed"
+
+
+def test_a_run_that_was_moved_goes_on(tmp_path):
+    folder = _cut(tmp_path, CONFIG, 33)
+    folder.rename(tmp_path / "moved")
+    result = fcurr("resume", tmp_path / "moved")
+    assert result.exit_code == 0 and "40/40 steps" in result.stderr, result.stderr

@@ -63,11 +63,12 @@ def run(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Path,
 def resume(folder: Path, changes: Sequence[str], plugins: Sequence[str]) -> None:
     with messages():
         from fcurr.errors import BadInput
-        from fcurr.io import store
+        from fcurr.io import configs, store
 
         if not (folder / store.IDENTITY).exists():
             raise BadInput(f"{folder} is not the folder of a run: it has no {store.IDENTITY}")
         name = folder.resolve().name
+        configs.beside(Path.cwd(), plugins)
     run(folder / store.CONFIG, [*changes, f"name={json.dumps(name)}"], plugins, folder.resolve().parent, False)
 
 

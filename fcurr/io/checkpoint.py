@@ -77,7 +77,7 @@ def shelf(folder: Path) -> Iterator[Shelf]:
 
     States are never changed, so a state can be written while the run goes on; on the host nothing is copied for it.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     pending: list[Future[None]] = []
 
     def settle() -> None:
@@ -116,15 +116,6 @@ def latest(folder: Path, like: T, say: Callable[[str], None], *, due: bool = Fal
 def listed(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stem.partition("-")[2], path.stem))
-
-
-def clear(folder: Path) -> None:
-    """No checkpoints any more."""
-    for path in listed(folder) if folder.exists() else []:
-        path.unlink()
-    if folder.exists():
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _keep(path: Path, state: Any, iteration: int) -> None:

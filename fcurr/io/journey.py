@@ -2,6 +2,7 @@
 what is not finite."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from fcurr.io.checkpoint import Shelf
 from fcurr.io.steps import Steps
 from fcurr.io.watching import Event, Observers
 from fcurr.observe import Record
+from fcurr.training import TrainState
 from fcurr.types import Fetch
 
 
@@ -98,7 +100,7 @@ def _leg(
     longest = (here[0].last == length).nonzero().flatten().tolist()
     was, told, rewinds = here[0].clock.tolist(), watch.observers.told, watch.on_nonfinite == "rewind"
     look_every = 1 if here[0].iteration.is_cpu else LOOK_EVERY  # looking at a loss waits for an accelerator
-    before = at[0] if told else None
+    before, odd = at[0] if told else None, _odd(here[0].train).keys()
     at.clear()
     for done in fold.steps(program, here, watch.fetch):
         changed, clock = False, here[0].clock.tolist()
@@ -114,19 +116,20 @@ def _leg(
             if before is not None:
                 watching.tell(watch.observers, before, Journey(run, record), Event("evaluate", done))
             here[0], record = look(Journey(run, record), due)
-            changed = changed or here[0] is not run
+            changed, length = changed or here[0] is not run, fold.length(here[0])
             del run
         stop = watch.asked()
         slow, slower = ([min(times[member] for member in longest)] for times in (clock, was))
-        if stop or done == length or _crossed(slow, slower, watch.save_every):
+        due_now = done == length or _crossed(slow, slower, watch.save_every)
+        if stop or due_now:
             if watch.on_nonfinite != "skip":
-                for name, leaf in here[0].train.params.items():
-                    if not _fine(leaf):
-                        here[0] = _setback(f"parameter {name}", leaf, here[0], anchor, watch, shelf)
+                for name, leaf in _odd(here[0].train).items():
+                    if name not in odd:
+                        here[0] = _setback(name, leaf, here[0], anchor, watch, shelf)
                         changed = True
             watch.settle()
             if watch.writes:
-                shelf.write(Journey(here[0], record), done, stopped=bool(stop) and done < length)
+                shelf.write(Journey(here[0], record), done, stopped=not due_now)
             if before is not None:
                 watching.tell(watch.observers, before, Journey(here[0], record), Event("save", done))
             if stop and done < length:
@@ -139,6 +142,16 @@ def _leg(
             break
     at.append(Journey(here[0], record))
     return anchor
+
+
+def _odd(states: TrainState) -> dict[str, Tensor]:
+    """Parameters, buffers and what the optimizer remembers, where something is not finite, by name."""
+    found = {}
+    for kind, leaves in {"parameter": states.params, "buffer": states.buffers, "optimizer's": states.optimizer}.items():
+        for name, leaf in tree.named(leaves, "").items():
+            if leaf.is_floating_point() and not _fine(leaf):
+                found[f"{kind} {re.sub(r'[^0-9A-Za-z_.]+', ' ', name).strip(' .')}"] = leaf
+    return found
 
 
 def _crossed(clock: list[int], was: list[int], every: int) -> bool:
@@ -164,7 +177,7 @@ def _setback(what: str, values: Tensor, run: Run, anchor: Journey | None, watch:
     that are hurt, with the data going on from here."""
     bad = ~values.reshape(len(values), -1).isfinite()
     hurt = bad.any(1)
-    tired = watch.steps.nonfinite_in_a_row() >= TIRED
+    tired = watch.steps.setback() >= TIRED
     if anchor is not None and not tired:
         watch.steps.note(rewound_to=int(anchor.run.iteration))
         back = tree.where(hurt, anchor.run.train, run.train)

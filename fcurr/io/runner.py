@@ -1,7 +1,9 @@
 """A run, from a config to its folder: score, train, evaluate, save, report."""
 
 import hashlib
+import itertools
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,12 @@ from torch import Tensor
 
 from fcurr import evaluating, fold, observe, training, tree
 from fcurr.errors import BadInput
-from fcurr.io import checkpoint, environment, files, loading, parallel, signals, store, watching
+from fcurr.io import environment, files, loading, parallel, signals, store, watching
 from fcurr.io.journey import Diverged, Journey, Stopped, Watch, travel
 from fcurr.io.loggers import Logger
 from fcurr.io.steps import Steps
 from fcurr.observe import Record
-from fcurr.study.bind import build
+from fcurr.study.bind import build, guarded
 from fcurr.study.config import Experiment
 from fcurr.study.prepare import Prepared, difficulty, prepare
 from fcurr.study.program import fit_program, placed, train_program
@@ -93,19 +95,21 @@ def start_or_continue(
     itself = identity(experiment, prepared, plugins)
     writes = team.rank == 0
     if writes:
-        if not store.agree(folder, experiment.config, itself):
+        new = not store.agree(folder, experiment.config, itself)
+        if new:
             store.clear(folder)
+        store.write_config(folder, experiment.config, itself)
+        if new:
             files.write_json(folder / store.ENVIRONMENT, environment.describe())
         files.write_json(folder / store.STATUS, {"status": "running"})
-        store.write_config(folder, experiment.config, itself)
     parallel.meet(team)
     with signals.asked_to_stop() as asked:
         here = Setting(folder, parallel.agreed(asked, team), team, loggers)
         try:
             scores = _scores(experiment, prepared, here) if "score" in experiment.components else None
             journey = _train(experiment, prepared, scores, here)
-        except (Stopped, Diverged) as halt:
-            status = "interrupted" if isinstance(halt, Stopped) else "diverged"
+        except (Stopped, Diverged, BadInput) as halt:
+            status = {Stopped: "interrupted", Diverged: "diverged"}.get(type(halt), "failed")
             if writes:
                 files.write_json(folder / store.STATUS, {"status": status, "detail": str(halt)})
             raise
@@ -120,6 +124,8 @@ def _scores(experiment: Experiment, prepared: Prepared, setting: Setting) -> Ten
     if path.exists():
         return tables.read_scores(path, prepared.id["train"])
 
+    fits = itertools.count()
+
     def fit(data: Dataset, seen: Tensor) -> Params:
         program, run = fit_program(experiment, prepared, data, seen, setting.team)
         here, device = [Journey(run, ())], run.iteration.device
@@ -127,7 +133,7 @@ def _scores(experiment: Experiment, prepared: Prepared, setting: Setting) -> Ten
         watch = Watch(
             label=f"scoring ({len(seen)} models)",
             names=[f"model {member} of the score" for member in range(len(seen))],
-            folder=setting.folder / store.SCORING,
+            folder=setting.folder / store.SCORING / str(next(fits)),
             steps=Steps(None),
             evaluate_every=experiment.fit.iterations,
             save_every=settings.save_every if settings.clock == "step" else experiment.fit.iterations,
@@ -145,7 +151,7 @@ def _scores(experiment: Experiment, prepared: Prepared, setting: Setting) -> Ten
     recipe = recipe if isinstance(recipe, dict) else {"fn": recipe}
     if setting.writes:
         tables.write_scores(path, prepared, scores, recipe=recipe, data=fingerprint(prepared))
-        checkpoint.clear(setting.folder / store.SCORING)
+        shutil.rmtree(setting.folder / store.SCORING, ignore_errors=True)
     return scores
 
 
@@ -178,7 +184,9 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
             for logger in here.loggers:
                 logger.begin(kept)
         tired = (record.waited >= settings.patience) & (settings.patience > 0)
-        return Journey(run._replace(last=torch.where(tired, run.last, fold.lengths(program))), record)
+        need = fold.lengths(program) - run.train.iteration  # of each member's own steps
+        last = torch.where(tired | (need <= 0), run.last, run.iteration + need)
+        return Journey(run._replace(last=last), record)
 
     def settle() -> None:
         steps.flush()
@@ -189,7 +197,8 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
         run, record = journey
         assert isinstance(record, Record)
         variables, at = training.variables(run.train), torch.minimum(run.iteration, run.last)
-        found = evaluating.measured(measure(variables, validation), validation.y, prepared.metrics)
+        answers = guarded(experiment.components["loss"], measure, variables, validation)
+        found = evaluating.measured(answers, validation.y, prepared.metrics)
         loss, nonfinite = steps.means(record.evaluated, at)
         numbers = {"loss": loss, "nonfinite": nonfinite}
         numbers |= {f"validation_{name}": values for name, values in found.items()}

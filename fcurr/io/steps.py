@@ -24,14 +24,15 @@ class Steps:
         self.first = 0  # steps before those in `losses`
         self.losses: list[Tensor] = []  # [member] each
         self.unwritten: list[Tensor] = []  # the last ones, that are not in the file
+        self.row, self.row_end = 0, 0  # setbacks in a row, and the iteration of the last
         self.notes: dict[int, dict[str, object]] = {}  # what else happened, by iteration
 
     def add(self, loss: Tensor) -> int:
         """One step more; how many there are now."""
-        self.losses.append(loss)
-        self.unwritten.append(loss)
         if len(self.unwritten) >= AT_ONCE:
             self.flush()
+        self.losses.append(loss)
+        self.unwritten.append(loss)
         return self.first + len(self.losses)
 
     def note(self, **happened: object) -> None:
@@ -47,14 +48,13 @@ class Steps:
         good = new & seen.isfinite()
         return torch.where(good, seen, 0.0).sum(0) / good.sum(0), (new & ~good).sum(0)
 
-    def nonfinite_in_a_row(self) -> int:
-        """How many of the last steps had a loss that was not finite in some member."""
-        count = 0
-        for loss in reversed(self.losses):
-            if bool(loss.isfinite().all()):
-                break
-            count += 1
-        return count
+    def setback(self) -> int:
+        """The last step was one; how many there have been in a row."""
+        done = self.first + len(self.losses)
+        if done != self.row_end:
+            self.row = self.row + 1 if done == self.row_end + 1 else 1
+        self.row_end = done
+        return self.row
 
     def flush(self) -> None:
         """Everything seen, in the file."""
@@ -90,6 +90,9 @@ class Steps:
                 if iteration > done:
                     break
                 size += len(line)
+                if None in losses:
+                    self.row = self.row + 1 if iteration == self.row_end + 1 else 1
+                    self.row_end = iteration
                 if iteration > since:
                     tail.append([torch.nan if loss is None else loss for loss in losses])
             if self.path is not None and self.writes:

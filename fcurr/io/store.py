@@ -21,7 +21,7 @@ CHECKPOINTS, SCORING, PREDICTIONS = "checkpoints", "scoring", "predictions"  # f
 RESULTS, REPORT, TABLE, ENVIRONMENT = "results.json", "report.html", "metrics.parquet", "environment.json"
 WRITTEN = (STATUS, METRICS, STEPS, TABLE, SCORES, RESULTS, REPORT, ENVIRONMENT, CONFIG, IDENTITY)
 FOLDERS = (CHECKPOINTS, SCORING, PREDICTIONS, "tensorboard", "wandb", "mlflow")
-MAY_CHANGE = ("observers", "loggers", "training.save_every", "training.device")  # of a run that is gone on with
+MAY_CHANGE = ("name", "observers", "loggers", "training.save_every", "training.device")  # of a run that is gone on with
 
 
 @contextlib.contextmanager
@@ -84,10 +84,11 @@ def finished(folder: Path, config: Mapping[str, Any]) -> bool:
 def clear(folder: Path) -> None:
     """Throws away what a run left, and nothing else."""
     if own(folder):
-        for name in WRITTEN:
-            (folder / name).unlink(missing_ok=True)
+        (folder / CONFIG).unlink(missing_ok=True)  # first: a run without it is being thrown away
         for name in FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
+        for name in WRITTEN:  # last of all that it is one
+            (folder / name).unlink(missing_ok=True)
 
 
 def own(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fcurr import tree
+from fcurr.errors import BadInput
 from fcurr.study.bind import Call, flowing, guarded
 
 
@@ -41,11 +42,19 @@ def view(watched: Observers, states: Any) -> dict[str, list[float | None]]:
     """name -> a number a member, of what the views see; states [member, ...]."""
     found: dict[str, list[float | None]] = {}
     for name, call, function in watched.views:
-        members = [guarded(call, function, tree.map(_copy, state)) for state in tree.apart(states)]
-        for key, value in zip(("",) * len(members), members, strict=True):
-            for part, number in (value if isinstance(value, dict) else {key: value}).items():
-                found.setdefault(f"{name}_{part}" if part else name, []).append(finite(float(number)))
+        members = [guarded(call, _numbers, name, function, tree.map(_copy, state)) for state in tree.apart(states)]
+        for member in members:
+            if member.keys() != members[0].keys():
+                raise BadInput(f"{call.name} gives other names to other members: {', '.join(member)}", call.where)
+        found |= {key: [member[key] for member in members] for key in members[0]}
     return found
+
+
+def _numbers(name: str, view: Callable[[Any], Any], state: Any) -> dict[str, float | None]:
+    """What a view says, under its own name, or, of a dict, under its name and theirs."""
+    value = view(state)
+    parts = {f"{name}_{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: finite(float(part)) for key, part in parts.items()}
 
 
 def finite(number: float) -> float | None:

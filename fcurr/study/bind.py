@@ -37,12 +37,14 @@ def resolve(written: Any, role: str, where: str, plugins: Collection[str] = ()) 
     """The component a table describes; a bare text is short for a table with that `fn`."""
     table = {"fn": written} if isinstance(written, str) else written
     if not isinstance(table, Mapping):
-        raise BadInput(f"{units.written(written)} is not a {role}: a name or a table with `fn`", where)
+        raise BadInput(
+            f"{units.written(written)} is not {units.article(role)} {role}: a name or a table with `fn`", where
+        )
     if "fn" not in table:
         raise BadInput(f'needs fn = "...", one of {", ".join(names(role))}, or your own "module:function"', where)
     name = table["fn"]
     if not isinstance(name, str):
-        raise BadInput(f"{units.written(name)} is not the name of a {role}", f"{where}.fn")
+        raise BadInput(f"{units.written(name)} is not the name of {units.article(role)} {role}", f"{where}.fn")
     function = find(name, role, f"{where}.fn", plugins)
     rest = {key: value for key, value in table.items() if key != "fn"}
     call = Call(where, name, function, arguments(function, name, rest, where, plugins))
@@ -95,7 +97,8 @@ def guarded(call: Call, function: Callable, *flowing: Any) -> Any:
     except Exception as wrong:
         if call.function.__module__.startswith("fcurr.") and isinstance(wrong, ValueError):
             raise BadInput(str(wrong), call.where) from wrong
-        raise BadInput(f"{call.name} fails{_line(call, wrong)}: {type(wrong).__name__}: {wrong}", call.where) from wrong
+        first = (str(wrong).strip().splitlines() or [""])[0]
+        raise BadInput(f"{call.name} fails{_line(call, wrong)}: {type(wrong).__name__}: {first}", call.where) from wrong
 
 
 def _line(call: Call, wrong: Exception) -> str:

@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcurr import curriculum, metrics, tree
+from fcurr import curriculum, losses, metrics, tree
 from fcurr.data import splits
 from fcurr.data.splits import Splits
 from fcurr.errors import BadInput
 from fcurr.evaluating import CHUNK
 from fcurr.inputs import scaled
 from fcurr.precision import mixed
+from fcurr.scoring import pointwise
 from fcurr.study import units
 from fcurr.study.bind import Call, build, flowing, guarded, resolve
 from fcurr.study.config import Experiment
 from fcurr.training import as_it_is, in_order
-from fcurr.types import Augment, Batch, Dataset, Loss, Metric, Model, Optimizer, Params
+from fcurr.types import Augment, Batch, Dataset, Loss, Metric, Model, Optimizer, Params, Task
 
 
 class Prepared(NamedTuple):
@@ -79,7 +80,7 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
     if not isinstance(optimizer, Optimizer):
         raise BadInput(f"{parts['optimizer'].name} gives a {type(optimizer).__name__}, not an Optimizer", "optimizer")
     calls = experiment.lists["metrics"] or [resolve(name, "metric", "metrics") for name in metrics.DEFAULT[data.task]]
-    named = {_label(call): build(call, entries) for call in calls}
+    named: dict[str, Metric] = {_label(call): partial(_measured, call, build(call, entries)) for call in calls}
     _measures(calls, named, model, data)
     return Prepared(
         train=train,
@@ -202,8 +203,8 @@ def _tried(experiment: Experiment, model: Model, loss: Loss, augment: Augment, t
     params, buffers = model.init(0)
     with torch.no_grad():
         for batch in (few, augment(few, place)):
-            losses = guarded(call, loss, model.apply({**params, **buffers}, batch.x), batch.y)
-            if not isinstance(losses, Tensor) or losses.shape != few.y.shape[:1]:
+            each = guarded(call, loss, model.apply({**params, **buffers}, batch.x), batch.y)
+            if not isinstance(each, Tensor) or each.shape != few.y.shape[:1]:
                 raise BadInput(f"{call.name} does not give one number a sample, unreduced", "loss")
 
 
@@ -217,10 +218,16 @@ def _measures(calls: list[Call], named: dict[str, Metric], model: Model, data: D
         outputs = model.apply({**params, **buffers}, few.x)
     for call, metric in zip(calls, named.values(), strict=True):
         _higher(call)
-        value = guarded(call, metric, outputs, few.y)
-        if not isinstance(value, Tensor) or value.shape != ():
-            what = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise BadInput(f"{call.name} gives {what}: a metric is one number, a tensor without axes", call.where)
+        metric(outputs, few.y)
+
+
+def _measured(call: Call, metric: Metric, outputs: Tensor, y: Tensor) -> Tensor:
+    """What a metric says, or BadInput where it is not one number."""
+    value = guarded(call, metric, outputs, y)
+    if not isinstance(value, Tensor) or value.shape != ():
+        what = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise BadInput(f"{call.name} gives {what}: a metric is one number, a tensor without axes", call.where)
+    return value
 
 
 def _higher(call: Call) -> bool:
@@ -237,7 +244,15 @@ def _label(call: Call) -> str:
 
 
 def _of_classes(experiment: Experiment, data: Dataset) -> None:
-    """BadInput for components that are about classes, where there are none."""
+    """BadInput for components that are for labels of another kind."""
+    labels = {"classification": "a class each", "multi-label": "sets of classes", "regression": "numbers"}
+    calls = [experiment.components[key] for key in ("loss", "score") if key in experiment.components]
+    for call in [*calls, *experiment.lists["metrics"], *(member.loss for member in experiment.members)]:
+        task = _TASKS.get(call.function)
+        if task is not None and task != data.task:
+            raise BadInput(
+                f"{call.name} is for labels that are {labels[task]}, and these are {labels[data.task]}", call.where
+            )
     if data.task == "classification":
         return
     what = "sets of classes" if data.task == "multi-label" else "numbers"
@@ -252,6 +267,13 @@ def _of_classes(experiment: Experiment, data: Dataset) -> None:
                 call.where, ""
             )
             raise BadInput(f"{call.name} wants a class a sample, and the labels are {what}{instead}", call.where)
+
+
+_TASKS: dict[Callable[..., Any], Task] = {
+    **{getattr(losses, name): task for name, task in losses.TASKS.items()},
+    **{getattr(metrics, name): task for name, task in metrics.TASKS.items()},
+    **dict.fromkeys((pointwise.margin, pointwise.confidence, pointwise.entropy), "classification"),
+}
 
 
 def _device(params: Params) -> torch.device:

@@ -25,6 +25,7 @@ SCORING, DRAWING = 1, 2  # streams of a run's seed that are not a component's ow
 def plan(experiment: Experiment, prepared: Prepared) -> list[str]:
     """What would run, a line each; BadInput where a score has no sense or a pace leaves its bounds."""
     lines, settings = [], experiment.training
+    chosen(settings.device)
     if "score" in experiment.components:
         call = experiment.components["score"]
         tried(call, prepared)
@@ -42,6 +43,7 @@ def fit_program(
 ) -> tuple[Program, Run]:
     """The program that trains the models that score, and its first run."""
     settings = experiment.fit
+    divided(settings.batch_size, team.world, 1, "fit.batch_size")
     if not bool(seen.any(1).all()):
         raise BadInput(f"of {len(data.y)} samples none is left to train a model of the score on", "score")
     entries = {**prepared.entries, "total_iterations": settings.iterations, "dataset_size": len(data.y)}
@@ -71,6 +73,7 @@ def train_program(
 ) -> tuple[Program, Run]:
     """The program that trains the members, and its first run."""
     settings, members = experiment.training, experiment.members
+    divided(settings.batch_size, team.world, settings.accumulate, "training.batch_size")
     rows = lessons(experiment, prepared, scores)
     steps = _steps(experiment, rows)
     varying = {path: torch.tensor(values) for path, values in experiment.varying.items()} | {"total_iterations": steps}
@@ -127,9 +130,6 @@ def _scaled(optimizer: Optimizer, settings: Training) -> Optimizer:
 def _ready(program: Program, states: TrainState, settings: Training, team: Team) -> tuple[Program, Run]:
     """The program on its device, with its step mapped and traced, and its first run."""
     device = chosen(settings.device)
-    if program.batch_size % (team.world * settings.accumulate):
-        words = f"a batch of {program.batch_size} does not come in equal parts for {team.world} processes"
-        raise BadInput(f"{words} of {settings.accumulate} each", "training.batch_size")
     data = placed(program.data, device)
     there = partial(tree.map, lambda leaf: leaf.to(device))
     program = program._replace(data=data, varying=there(program.varying), lessons=there(program.lessons))
@@ -146,6 +146,13 @@ def _ready(program: Program, states: TrainState, settings: Training, team: Team)
     return program._replace(step=step), run
 
 
+def divided(size: int, world: int, parts: int, where: str) -> None:
+    """BadInput if a batch does not come in equal parts."""
+    if size % (world * parts):
+        words = f"a batch of {size} does not come in equal parts for {world} processes"
+        raise BadInput(f"{words}{f', {parts} each' if parts > 1 else ''}", where)
+
+
 def placed(data: Dataset, device: torch.device) -> Dataset:
     """The data on a device, if it is in memory; what is not is read by the host, and moved a batch at a time."""
     return data._replace(x=data.x.to(device), y=data.y.to(device)) if isinstance(data.x, Tensor) else data
@@ -157,7 +164,7 @@ def chosen(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.zeros(1, device=found)
+        float(torch.zeros(1, device=found))
     except Exception as wrong:
         first = str(wrong).splitlines()[0]
         raise BadInput(

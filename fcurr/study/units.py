@@ -50,7 +50,7 @@ def meaning(annotation: Any, value: Any = None) -> str:
     annotation = plain(annotation)
     units = [note.meaning for note in _notes(annotation) if isinstance(note, Unit)]
     limits = ", ".join(part for part in (_kind(annotation), *_limits(annotation, value)) if part)
-    return f"{_article(units[0])} {units[0]}: {limits}" if units else limits
+    return f"{article(units[0])} {units[0]}: {limits}" if units else limits
 
 
 def sense(annotation: Any) -> Sense | None:
@@ -109,5 +109,5 @@ def _limits(annotation: Any, value: Any) -> list[str]:
     return [f"{words} {bound}" for words, bound in found if large or bound < _MACHINE]
 
 
-def _article(noun: str) -> str:
+def article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" else "a"
