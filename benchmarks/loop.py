@@ -7,6 +7,7 @@ momentum. Times are the processor's, of all threads, so that others on the machi
 
 import copy
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from fcurr import fold, tree
 from fcurr.fold import Program
-from fcurr.io import checkpoint, configs, journey, runner
+from fcurr.io import configs, journey, runner
 from fcurr.io.journey import Journey, Look, Watch
 from fcurr.types import Batch, Dataset
 
@@ -43,9 +44,9 @@ class Whole(NamedTuple):
 
     def go(self) -> Journey:
         """From the start to the end, in its folder."""
-        checkpoint.clear(self.watch.folder)
+        shutil.rmtree(self.watch.folder, ignore_errors=True)
         with redirect_stderr(StringIO()):
-            return journey.travel(self.program, self.start, self.watch, self.look)
+            return journey.travel(self.program, [self.start], self.watch, self.look)
 
 
 def whole(folder: Path, *, members: int, hidden: int, layers: int, **settings: Any) -> Whole:
@@ -64,9 +65,9 @@ def whole(folder: Path, *, members: int, hidden: int, layers: int, **settings: A
     prepared = runner.load(experiment)
     caught: list[Any] = []
 
-    def catch(*arguments: Any) -> Journey:
-        caught.extend(arguments)
-        return arguments[1]
+    def catch(program: Program, here: list[Journey], *rest: Any) -> Journey:
+        caught.extend([program, here[0], *rest])
+        return here[0]
 
     with mock.patch.object(runner, "travel", catch):
         runner.start_or_continue(experiment, prepared, folder, {})

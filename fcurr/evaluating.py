@@ -31,7 +31,7 @@ def answers(
     chunks = torch.arange(len(data.y), device=device).split(chunk)
     with torch.no_grad():
         found = [over_members(one, variables, batch.x, batch.y) for batch in fetch(data.take, chunks)]
-    return Answers(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+    return found[0] if len(found) == 1 else Answers(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
 
 
 def measured(found: Answers, y: Tensor, metrics: dict[str, Metric]) -> dict[str, Tensor]:

@@ -38,12 +38,14 @@ def evaluated(record: Record, due: Tensor, iteration: Tensor, variables: Params,
     ahead = value > record.value if higher else value < record.value
     better = due & ~value.isnan() & (record.value.isnan() | ahead)
     kept = better | (due & (record.evaluated == 0))  # the first, even if it is nan
+    mixed = bool(kept.any()) and not bool(kept.all())  # else nothing has to be copied
+    alike = variables if bool(kept.any()) else record.best
     return Record(
         evaluated=torch.where(due, iteration, record.evaluated),
         value=torch.where(better, value, record.value),
         iteration=torch.where(kept, iteration, record.iteration),
         waited=torch.where(kept, 0, record.waited + due),
-        best=tree.where(kept, variables, record.best),
+        best=tree.where(kept, variables, record.best) if mixed else {**alike},
     )
 
 

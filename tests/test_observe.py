@@ -90,13 +90,6 @@ def test_an_evaluation_writes_to_none_of_its_arguments():
     assert tree.equal((record, variables, value, due), before) and not tree.equal(record, after)
 
 
-def test_a_record_does_not_share_memory_with_the_state_it_was_made_from():
-    params = params_at(1)
-    record = observe.blank(params, 2)
-    places = [leaf.data_ptr() for leaf in tree.leaves((params, record))]
-    assert len(set(places)) == len(places)
-
-
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
 def test_a_spread_is_the_mean_and_the_sample_standard_deviation(values):
     found = observe.spread(torch.tensor(values, dtype=torch.float64))
