@@ -8,7 +8,7 @@ see training, so whoever saves says how many batches have been trained on: `stat
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class CurriculumBatchSampler(Sampler[list[int]]):
                 f"these are the lessons of {len(lessons.key)} runs, and a sampler draws for one:"
                 " make them with sampler.lessons(order, sizes, key)"
             )
+        if clock not in get_args(Clock):
+            raise BadInput(f'clock = "{clock}" is not one of {", ".join(get_args(Clock))}')
         if batch_size < 1 or total_iterations < 1:
             raise BadInput(
                 f"batch_size = {batch_size} and total_iterations = {total_iterations}: both are at least 1",

@@ -420,20 +420,22 @@ def test_a_step_that_would_end_in_nan_is_not_taken_and_its_loss_says_so(build):
 def test_a_step_to_parameters_that_are_not_finite_is_not_taken_although_its_loss_is():
     wild = partial(step, optimizer=optim.sgd(learning_rate=1e308, momentum=0.9))
     state, batch = begun(), taken(0)._replace(x=1e3 * taken(0).x)
-    assert wild(state, batch).loss.isfinite() and not training.finite(wild(state, batch))
+    assert wild(state, batch).loss.isfinite() and not training.finite(state, wild(state, batch))
     hurt = training.skipping(state, batch, step=wild)
     assert tree.equal(hurt.params, state.params) and tree.equal(hurt.optimizer, state.optimizer) and hurt.loss.isnan()
 
 
 def test_a_state_is_finite_if_its_loss_and_all_its_parameters_are():
     state = step(begun(), taken(0))
-    assert training.finite(state) and not training.finite(begun())  # there is no loss before the first step
+    assert training.finite(state, state) and not training.finite(
+        begun(), begun()
+    )  # there is no loss before the first step
     for wrong in (torch.nan, torch.inf, -torch.inf):
-        assert not training.finite(state._replace(loss=torch.tensor(wrong)))
+        assert not training.finite(state, state._replace(loss=torch.tensor(wrong)))
         for name in state.params:
             broken = {key: leaf.clone() for key, leaf in state.params.items()}
             broken[name].view(-1)[-1] = wrong
-            assert not training.finite(state._replace(params=broken))
+            assert not training.finite(state, state._replace(params=broken))
 
 
 def test_an_evaluation_is_heard_by_the_optimizer_and_changes_nothing_else():

@@ -486,3 +486,30 @@ def test_a_sign_that_hides_behind_text_annotations_is_read(tmp_path):
     path = written(tmp_path, copy.deepcopy(CONFIG) | {"score": {"fn": "later:sure"}})
     done = process("check", path, "--plugin", "later")
     assert done.communicate()[1] == "" and done.returncode == 0
+
+
+PLACES = {
+    "a list": (
+        {"metrics": ["accuracy", "acuracy"]},
+        [],
+        r"small.toml:\d+:\d+: metrics\[1\].fn: there is no metric `acuracy`",
+    ),
+    "an arm's bare name": (
+        {"arms": {"a": {"curriculum": {"order": "random", "pace": "nonee"}}}},
+        [],
+        r"small.toml:\d+:\d+: arms.a.curriculum.pace: there is no pace `nonee`",
+    ),
+    "a key inside": ({}, ["loss.fn=squared_error"], r"loss \(on the command line\): squared_error is for labels"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_wrong_name_in_a_list_in_an_arm_or_on_the_command_line_is_found_where_it_was_written(case, tmp_path):
+    change, more, message = PLACES[case]
+    config = copy.deepcopy(CONFIG) | change
+    path = written(tmp_path, config)
+    result = fcurr("check", path, *more)
+    assert result.exit_code == 2 and re.search(message, result.stderr), result.stderr
+    if case == "a list":
+        line = int(re.search(r"small.toml:(\d+):", result.stderr)[1])  # pyright: ignore[reportOptionalSubscript]
+        assert path.read_text().splitlines()[line - 1].startswith("metrics = [")

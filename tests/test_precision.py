@@ -98,7 +98,7 @@ def test_training_in_sixteen_bits_keeps_the_dtypes_of_states_and_is_close_to_tra
         state = step(state, taken(seed), model=mixed(model, short))
         exact = step(exact, taken(seed), model=model)
         assert [(name, leaf.shape, leaf.dtype) for name, leaf in tree.named(state).items()] == kinds
-        assert training.finite(state)
+        assert training.finite(state, state)
     assert_close(state.params, exact.params, rtol=0, atol=0.1)
     assert not tree.equal(state.params, exact.params)
 

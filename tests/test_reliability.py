@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import random
 import resource
@@ -63,24 +65,41 @@ def _execute(config: dict[str, Any], folder: Path) -> None:
     execute.execute(configs.read(config, ["nets"]), folder, PLUGINS)
 
 
-def _child(work: Callable[[], object]) -> int:
-    """Does something in a process forked from this one, which has imported everything; its number."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        work()
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
+_FORKS = multiprocessing.get_context("forkserver")  # torch does not like to be forked once it has differentiated
+_FORKS.set_forkserver_preload(["test_reliability"])
 
 
-def _ended(child: int) -> int:
+def _child(work: Callable[..., object], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """Does something in a process of its own, which has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the process that forks the others
+        process = _FORKS.Process(target=_quietly, args=(work, arguments))
+        process.start()
+    return process
+
+
+def _quietly(work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
+def _ended(child: multiprocessing.process.BaseProcess) -> int:
     """0, or what ended a child: minus the signal, or its exit code."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def _nothing() -> None:
+    """As it says."""
+
+
+def _dying(config: dict[str, Any], folder: Path, moment: str, nth: int) -> None:
+    with _fatal(moment, nth):
+        _execute(config, folder)
 
 
 @contextlib.contextmanager
@@ -124,8 +143,9 @@ def test_a_run_killed_at_eleven_moments_is_bit_for_bit_the_run_that_was_not(case
     """Seven moments at random, and one each while evaluating, saving, naming and logging: 55 in all cases together."""
     config = CASES[case]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert _ended(_child(_nothing)) == 0  # the process that forks the others is there
     began = time.monotonic()
-    assert _ended(_child(lambda: _execute(config, straight))) == 0
+    assert _ended(_child(_execute, config, straight)) == 0
     lasts, chance, kills = time.monotonic() - began, random.Random(case), 0
     moments: list[Any] = [chance.uniform(0.3, 0.9) * lasts for _ in range(7)]
     moments += [(moment, chance.randint(1, 2)) for moment in MOMENTS]
@@ -133,16 +153,11 @@ def test_a_run_killed_at_eleven_moments_is_bit_for_bit_the_run_that_was_not(case
     while moments:
         moment = moments[-1]
         if isinstance(moment, tuple):
-
-            def work(moment=moment):
-                with _fatal(*moment):
-                    _execute(config, killed)
-
-            code = _ended(_child(work))
+            code = _ended(_child(_dying, config, killed, *moment))
         else:
-            child = _child(lambda: _execute(config, killed))
+            child = _child(_execute, config, killed)
             time.sleep(moment)
-            os.kill(child, signal.SIGKILL)
+            child.kill()
             code = _ended(child)
         assert code in (-signal.SIGKILL, 0)
         if code:
@@ -151,8 +166,9 @@ def test_a_run_killed_at_eleven_moments_is_bit_for_bit_the_run_that_was_not(case
         else:  # it came to its end before: the next one begins anew
             _same(killed, straight)
             shutil.rmtree(killed)
+            moments[-1] = moment if isinstance(moment, tuple) else 0.8 * moment
     assert kills == 11
-    assert _ended(_child(lambda: _execute(config, killed))) == 0
+    assert _ended(_child(_execute, config, killed)) == 0
     _same(killed, straight)
 
 
@@ -239,22 +255,23 @@ def test_no_pickle_is_read(tmp_path):
         checkpoint.load(path, {"weight": torch.ones(2)})
 
 
+def _limited(limit: int, config: Path, out: Path, said: Path) -> None:
+    """A run while files may not grow beyond a limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    result = fcurr("run", config, "--out", out)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    said.write_text(f"{result.exit_code} {result.stderr}")
+
+
 @pytest.mark.parametrize("limit", [300, 20_000])
 def test_a_disk_that_is_full_is_a_message_and_the_runs_earlier_state_is_intact(limit, tmp_path, straight):
     """The kernel refuses to let files grow: within the first small files, or within the first checkpoint."""
     folder = _cut(tmp_path, CONFIG, 33)
     before = {path.name: path.read_bytes() for path in checkpoint.listed(folder / store.CHECKPOINTS)}
-    path, said = written(tmp_path), tmp_path / "said"
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def work():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-        result = fcurr("run", path, "--out", tmp_path / "runs")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        said.write_text(f"{result.exit_code} {result.stderr}")
-
-    assert _ended(_child(work)) == 0
+    said = tmp_path / "said"
+    assert _ended(_child(_limited, limit, written(tmp_path), tmp_path / "runs", said)) == 0
     found = said.read_text()
     assert found.startswith("5 ") and "File too large" in found and "Traceback" not in found, found
     assert {path.name: path.read_bytes() for path in checkpoint.listed(folder / store.CHECKPOINTS)} == before

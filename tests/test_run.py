@@ -176,26 +176,6 @@ def test_a_signal_stops_after_the_step_saves_says_how_to_go_on_and_nothing_is_lo
     _same(tmp_path / "runs/small", tmp_path / "other/small")
 
 
-@pytest.mark.long
-def test_a_process_killed_at_any_moment_and_started_again_is_bit_for_bit_the_run_that_was_not(tmp_path):
-    config = copy.deepcopy(CONFIG)
-    config["training"] |= {"total_iterations": 600, "save_every": 7, "evaluate_every": 50}
-    path = written(tmp_path, config)
-    assert fcurr("run", path, "--out", tmp_path / "straight").exit_code == 0
-    kills = 0
-    for attempt in range(40):
-        victim = process("run", path, "--out", tmp_path / "killed")
-        try:
-            victim.communicate(timeout=2.6 + 0.21 * (attempt % 7))
-            break
-        except Exception:
-            victim.kill()
-            victim.communicate()
-            kills += 1
-    assert victim.returncode == 0 and kills >= 1
-    _same(tmp_path / "killed/small", tmp_path / "straight/small")
-
-
 def test_a_finished_run_is_shown_again_and_left_alone(straight):
     folder, first = straight
     before = contents(folder)

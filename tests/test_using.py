@@ -38,7 +38,11 @@ def _by_hand(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("last", [True, False])
 def test_exported_weights_are_those_of_the_checkpoint(member, last, run, tmp_path):
     result = fcurr("export", run, tmp_path / "w.safetensors", "--member", str(member), *(["--last"] if last else []))
-    assert result.exit_code == 0 and result.stdout == f"{tmp_path}/w.safetensors: member {member} of {run}, step 40\n"
+    found_out = store.read_json(run / store.RESULTS)["members"][member]
+    step = 40 if last else found_out["best_iteration"]
+    assert (
+        result.exit_code == 0 and result.stdout == f"{tmp_path}/w.safetensors: member {member} of {run}, step {step}\n"
+    )
     found = safetensors.torch.load_file(tmp_path / "w.safetensors")
     tensors = checkpoint.read(checkpoint.listed(run / store.CHECKPOINTS)[-1])
     root = "run.train.params" if last else "record.best"
@@ -88,6 +92,13 @@ def test_numbers_are_predicted_from_a_table_with_or_without_its_labels(tmp_path)
         assert fcurr("predict", tmp_path / "runs/small", tmp_path / f"{name}.csv", "--to", to).exit_code == 0
         found.append(pyarrow.parquet.read_table(to).to_pydict())
     assert found[0] == found[1] and list(found[0]) == ["sum"]
+    (tmp_path / "v.csv").write_text("b,a\n" + "\n".join(",".join(row.split(",")[1::-1]) for row in rows) + "\n")
+    to = tmp_path / "v-p.parquet"
+    assert fcurr("predict", tmp_path / "runs/small", tmp_path / "v.csv", "--to", to).exit_code == 0
+    assert pyarrow.parquet.read_table(to).to_pydict() == found[0]  # columns are known by their names
+    (tmp_path / "w.csv").write_text("b,c\n1,2\n")
+    lacking = fcurr("predict", tmp_path / "runs/small", tmp_path / "w.csv", "--to", to)
+    assert lacking.stderr == f"fcurr: {tmp_path}/w.csv has no column `a`, which the run was trained on\n"
     assert np.corrcoef(found[0]["sum"], x[:, 0] - x[:, 1])[0, 1] > 0.98
 
 

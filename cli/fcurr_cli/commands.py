@@ -32,6 +32,8 @@ def messages(resume: str = "") -> Iterator[None]:
         yield
     except BadInput as wrong:
         raise fail(str(wrong), 2) from None
+    except BrokenPipeError:
+        raise
     except OSError as wrong:
         raise fail(f"{wrong.filename or 'the disk'}: {wrong.strerror or wrong}", 5) from None
     except KeyboardInterrupt:
@@ -96,7 +98,7 @@ def predict(folder: Path, samples: Path, to: Path, member: int | None, last: boo
             raise BadInput(f"{to} is neither .csv nor .parquet")
         found, config = using.weights(folder, member, "last" if last else "best"), using.config(folder)
         prepared = _prepared(folder, plugins)
-        columns = using.predict(found, prepared, samples, using.labels(config["data"]), chunk=4096)
+        columns = using.predict(found, prepared, samples, using.features(config["data"]), chunk=4096)
         using.write_predictions(to, columns)
         print(f"{to}: member {found.member} of {folder}, step {found.iteration}")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,13 +60,18 @@ def hashes(plugins: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _holds(key: str, other: str) -> bool:
+    return other == key or other.startswith(f"{key}.")
+
+
 def located(wrong: BadInput, source: Source) -> BadInput:
     """The same message, with file, line and column of the key before it; or the nearest table that holds it."""
     if not wrong.where:
         return BadInput(str(wrong)) if str(wrong).startswith(str(source.path)) else wrong
-    if any(wrong.where == key or wrong.where.startswith(f"{key}.") for key in source.changed):
+    plain = re.sub(r"\[\d+\]", "", wrong.where)  # of a list, where the list begins
+    if any(_holds(key, plain) or _holds(plain, key) for key in source.changed):
         return BadInput(f"{wrong.where} (on the command line): {wrong}")
-    key = wrong.where
+    key = plain
     while key and key not in source.places:
         key = key.rpartition(".")[0]
     line, column = source.places.get(key, (1, 1))

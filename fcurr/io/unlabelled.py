@@ -10,16 +10,16 @@ from torch import Tensor
 from fcurr.errors import BadInput
 
 
-def read(path: Path, without: tuple[str, ...], features: tuple[int, ...]) -> Tensor:
-    """[sample, *features] float32 of a .npy file, of the array `x` of a .npz archive, or of the columns of a .csv or
-    .parquet table, those of the labels left out if they are there. Columns are taken in the order they stand in."""
+def read(path: Path, columns: tuple[str, ...] | None, features: tuple[int, ...]) -> Tensor:
+    """[sample, *features] float32 of a .npy file, of the array `x` of a .npz archive, or of these columns of a .csv or
+    .parquet table, by name; all columns in their order if there are no names."""
     if not path.is_file():
-        raise BadInput(f"there is no file {path}")
+        raise BadInput(f"{path} is a folder, not a file of samples" if path.is_dir() else f"there is no file {path}")
     kinds = {".npy": _array, ".npz": _array, ".csv": _table, ".parquet": _table}
     if path.suffix not in kinds:
         raise BadInput(f"{path} is not a file of samples: {', '.join(kinds)}")
     try:
-        values = np.asarray(kinds[path.suffix](path, without))
+        values = np.asarray(kinds[path.suffix](path, columns))
         x = torch.from_numpy(
             np.ascontiguousarray(values, dtype=values.dtype if values.dtype == np.int64 else np.float32)
         )
@@ -35,7 +35,7 @@ def read(path: Path, without: tuple[str, ...], features: tuple[int, ...]) -> Ten
     return x
 
 
-def _array(path: Path, without: tuple[str, ...]) -> Any:
+def _array(path: Path, columns: tuple[str, ...] | None) -> Any:
     found = np.load(path, allow_pickle=False)
     if isinstance(found, np.ndarray):
         return found
@@ -44,10 +44,26 @@ def _array(path: Path, without: tuple[str, ...]) -> Any:
     return found["x"]
 
 
-def _table(path: Path, without: tuple[str, ...]) -> Any:
+def _table(path: Path, columns: tuple[str, ...] | None) -> Any:
     import pyarrow.csv
     import pyarrow.parquet
 
     table = pyarrow.csv.read_csv(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path)
-    columns = [table[name].to_numpy() for name in table.column_names if name not in without]
-    return np.stack(columns, axis=1)
+    wanted = table.column_names if columns is None else columns
+    for name in wanted:
+        if name not in table.column_names:
+            raise BadInput(f"{path} has no column `{name}`, which the run was trained on")
+    return np.stack([table[name].to_numpy() for name in wanted], axis=1)
+
+
+def columns(path: Path, without: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of a table, in their order, but for those of the labels."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        names = pyarrow.parquet.read_schema(path).names
+    else:
+        with pyarrow.csv.open_csv(path) as table:
+            names = table.schema.names
+    return tuple(name for name in names if name not in without)

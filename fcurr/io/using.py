@@ -23,7 +23,7 @@ class Weights(NamedTuple):
 
     variables: Params
     member: int
-    iteration: int  # of the checkpoint
+    iteration: int  # after which they were those
 
 
 def weights(folder: Path, member: int | None, which: Which) -> Weights:
@@ -43,7 +43,8 @@ def weights(folder: Path, member: int | None, which: Which) -> Weights:
             found[rest[1:-2]] = leaf[member].clone()
     if not found:
         raise BadInput(f"{path} holds no weights")
-    return Weights(found, member, int(tensors["state.run.iteration"]))
+    when = "state.record.iteration" if which == "best" else "state.run.train.iteration"
+    return Weights(found, member, int(tensors[when][member]))
 
 
 def _newest(folder: Path) -> tuple[dict[str, Tensor], Path]:
@@ -116,11 +117,11 @@ class _Applied(nn.Module):
 
 
 def predict(
-    found: Weights, prepared: Prepared, path: Path, without: tuple[str, ...], chunk: int
+    found: Weights, prepared: Prepared, path: Path, trained: tuple[str, ...] | None, chunk: int
 ) -> dict[str, list[Any]]:
     """name -> a value a sample of a file: the prediction, and the probability of each class, or the numbers."""
     data, model = prepared.train, prepared.model
-    x = unlabelled.read(path, without, data.features)
+    x = unlabelled.read(path, trained, data.features)
     with torch.no_grad():
         outputs = torch.cat([model.apply(found.variables, part) for part in x.split(chunk)]).float()
     named = predictions.named(evaluating.predicted(outputs, data.task), data)
@@ -148,7 +149,9 @@ def config(folder: Path) -> dict[str, Any]:
     return toml.read(folder / store.CONFIG)[0]
 
 
-def labels(table: Any) -> tuple[str, ...]:
-    """The columns of the labels, as [data] names them."""
-    found = table.get("label", "label") if isinstance(table, dict) else "label"
-    return (found,) if isinstance(found, str) else tuple(found)
+def features(table: Any) -> tuple[str, ...] | None:
+    """The columns that a run was trained on, if [data] names a table."""
+    if not isinstance(table, dict) or table.get("fn") not in ("csv", "parquet"):
+        return None
+    label = table.get("label", "label")
+    return unlabelled.columns(Path(table["path"]), (label,) if isinstance(label, str) else tuple(label))

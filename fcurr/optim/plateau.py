@@ -1,12 +1,15 @@
 """An optimizer that slows down when a metric stops getting better."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from fcurr.types import Decay, Optimizer, Params, Portion, Positive, State, Times
+from fcurr.types import Decay, Optimizer, Params, Positive, State, Times, Unit
+
+Factor = Annotated[float, Ge(0), Le(1), Unit("factor of the rate")]
 
 
 class PlateauState(NamedTuple):
@@ -22,7 +25,7 @@ def plateau(
     factor: Decay = 0.1,
     patience: Times = 10,
     threshold: Positive = 1e-4,
-    smallest: Portion = 0.0,
+    smallest: Factor = 0.0,
 ) -> Optimizer:
     """Any optimizer, whose rate is multiplied by `factor` when more than `patience` evaluations in a row have not made
     the tracked metric better by `threshold`; the product of all factors is never below `smallest`.
@@ -63,7 +66,7 @@ def _advance(
     factor: Decay,
     patience: Times,
     threshold: Positive,
-    smallest: Portion,
+    smallest: Factor,
 ) -> PlateauState:
     better = metric < state.best - threshold  # never, for nan
     waited = torch.where(better, 0, state.waited + 1)

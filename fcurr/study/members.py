@@ -157,8 +157,10 @@ def _origin(where: str, arm: str, change: Mapping[str, Any], axes: dict[str, Any
     for key in axes:
         if where == key or where.startswith(f"{key}."):
             return f"members.{key}"
-    table: Any = change
-    for part in where.split("."):
+    table, parts = change, where.split(".")
+    for place, part in enumerate(parts):
+        if isinstance(table, str) and part == "fn":  # a component written by its bare name
+            return f"arms.{arm}.{'.'.join(parts[:place])}"
         if not isinstance(table, Mapping) or part not in table:
             return where
         table = table[part]
