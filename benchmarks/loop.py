@@ -180,7 +180,7 @@ def quartiles(values: Sequence[float]) -> str:
 def main() -> None:
     quiet()
     torch.manual_seed(0)
-    for members, passes, rounds in ((1, 40, 15), (16, 12, 9)):
+    for members, passes, rounds in ((1, 120, 9), (16, 24, 7)):
         with tempfile.TemporaryDirectory() as name:
             (folder := Path(name, "run")).mkdir()
             run = by_passes(folder, members, passes)
