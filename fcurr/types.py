@@ -191,6 +191,20 @@ class Sampling(Protocol):
     def __call__(self, order: Tensor, y: Tensor, /) -> Tensor: ...  # [sample] int64, a permutation
 
 
+class Past(NamedTuple):
+    """What a weighting may know beside the batch."""
+
+    key: Tensor  # [] int64, its stream of randomness
+    iteration: Tensor  # [] int64, steps taken
+    loss: Tensor  # [] running mean of the losses, before this batch; nan at first
+
+
+class Weigh(Protocol):
+    """How much each sample counts, given its loss; the mean of weights times losses is made small."""
+
+    def __call__(self, past: Past, losses: Tensor, batch: Batch, /) -> Tensor: ...  # [batch], never negative
+
+
 class Schedule(Protocol):
     """A learning rate that changes with the number of updates already made."""
 

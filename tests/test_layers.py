@@ -10,13 +10,17 @@ import pytest
 HOME = Path(__file__).parents[1]
 FLOORS = [
     {"types", "errors"},
-    {"tree", "rng", "autodiff", "mapping", "tracing", "keyed", "networks"},
-    {"pacing", "scoring", "losses", "metrics", "precision", "inputs", "optim", "schedules", "models", "data"},
-    {"curriculum", "sampler", "training", "fold", "evaluating", "observe", "views", "loading", "study", "testing"},
+    {"tree", "rng", "autodiff", "ghost", "mapping", "tracing", "keyed", "networks"},
+    {"pacing", "weighting", "scoring", "losses", "metrics", "precision", "inputs", "optim", "schedules", "models", "data"},
+    {"curriculum", "sampler", "training", "fold", "evaluating", "observe", "views", "loading", "bilevel", "study", "testing"},
     {"io"},
 ]
 SIDEWAYS = {
     ("mapping", "tree"),
+    ("autodiff", "tree"),
+    ("ghost", "tree"),
+    ("ghost", "rng"),
+    ("ghost", "autodiff"),
     ("tracing", "tree"),
     ("keyed", "rng"),
     ("fold", "sampler"),

@@ -16,6 +16,9 @@ from fcurr import tree
 from fcurr.types import Decay, Optimizer, Params, Penalty, Positive, Rate, Schedule, State
 
 
+TINY = 1e-38  # a square root has no slope at 0; here it has none below, and values are as they were
+
+
 class SGDState(NamedTuple):
     updates: Tensor  # [] int64, updates made
     momentum: Params  # like the parameters; {} without momentum
@@ -129,7 +132,8 @@ def _adam_update(
     step = rate / (1 - beta1**made)
     debias = (1 - beta2**made) ** 0.5
     decayed = _add(params, -rate * decoupled, params) if _counts(decoupled) else params
-    moved = {n: p - step * first[n] / (second[n].sqrt() / debias + epsilon) for n, p in decayed.items()}
+    root = {n: v.clamp(min=TINY).sqrt() for n, v in second.items()}
+    moved = {n: p - step * first[n] / (root[n] / debias + epsilon) for n, p in decayed.items()}
     return moved, AdamState(updates=updates, first=first, second=second)
 
 
@@ -144,7 +148,7 @@ def clipped(*, optimizer: Optimizer, max_norm: Positive) -> Optimizer:
 def _clipped_update(
     grads: Params, state: State, params: Params, *, update: Callable[..., tuple[Params, State]], max_norm: Positive
 ) -> tuple[Params, State]:
-    factor = (max_norm / tree.norm(grads).clamp(min=1e-38)).clamp(max=1.0)
+    factor = (max_norm / tree.dot(grads, grads).clamp(min=TINY).sqrt()).clamp(max=1.0)
     return update({name: factor * leaf for name, leaf in grads.items()}, state, params)
 
 

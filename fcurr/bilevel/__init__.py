@@ -1,0 +1,1 @@
+"""Two levels and more: hypergradients, and what is learned by them."""
