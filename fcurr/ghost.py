@@ -233,7 +233,9 @@ def _pulled_anyhow(use: Use, cotangent: Tensor) -> list[Tensor | None]:
 
     def layer(*own: Tensor) -> Tensor:
         rest = iter(own)
-        return use.called([tensor if name is None else next(rest) for tensor, name in zip(fixed, use.names, strict=True)])
+        return use.called(
+            [tensor if name is None else next(rest) for tensor, name in zip(fixed, use.names, strict=True)]
+        )
 
     out, pullback = vjp(layer, *learned)  # pyright: ignore
     found = iter(pullback(cotangent.to(out.dtype)))
@@ -252,7 +254,9 @@ def refusal(function: Callable[[Params], tuple[Tensor, Buffers]], params: Params
     key = torch.arange(size, device=found.losses.device)
     weights = rng.uniform(1, key).to(found.losses.dtype) + 0.5
     direction = {
-        name: (rng.uniform(2 + place, torch.arange(leaf.numel(), device=leaf.device)).reshape(leaf.shape) - 0.5).to(leaf)
+        name: (rng.uniform(2 + place, torch.arange(leaf.numel(), device=leaf.device)).reshape(leaf.shape) - 0.5).to(
+            leaf
+        )
         for place, (name, leaf) in enumerate(params.items())
     }
     _, _, grads = losses_and_grad(function, params, weights)

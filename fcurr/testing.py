@@ -1,4 +1,5 @@
-"""Laws of paces and scores, for the tests of people's own: `assert_pace_laws(my_pace)` in a test file is enough.
+"""Laws of paces, scores and weightings, for the tests of people's own: `assert_pace_laws(my_pace)` in a test file is
+enough.
 
 Hyperparameters are drawn from their annotated types and shrunk: the simplest case that breaks a law is reported. The
 names of roles (`total_iterations`, `dataset_size`, `initial_size`, `final_iteration`) need no annotation.
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fcurr import losses, models, tree
-from fcurr.types import Batch, Classes, Iterations, Model, Portion, Samples, Sense, Share
+from fcurr.types import Batch, Classes, Iterations, Model, Past, Portion, Samples, Sense, Share
 
 _Function = Callable[..., Any]
 _Names = dict[str, Any]
@@ -90,6 +91,24 @@ def assert_score_laws(score: _Function, *, model: Model | None = None, max_examp
     _refute(score, worlds, partial(_score_faults, score, net), max_examples)
 
 
+def assert_weighting_laws(weigh: _Function, *, max_examples: int = 50) -> None:
+    """AssertionError unless `weigh(past, losses, batch, *, ...)` gives one finite number a sample, never negative, the
+    same when asked again and mapped over members, permuted with the samples and equal for equal samples of equal
+    losses, leaves its arguments as they are, and keeps the dtype of the losses.
+
+    Samples have 5 features and a label of 3 classes; some losses are equal, some 0. A weighting that asks for the
+    `counts` of the classes or for a number `irreducible` a sample is given them.
+    """
+    roles = {"counts": torch.tensor([40, 1, 7]), "irreducible": (torch.arange(9) * 5 % 7) / 8}
+    plain, bound = _unwrapped(weigh)
+    asked = inspect.signature(plain).parameters.keys() - bound.keys()
+    weigh = partial(weigh, **{name: value for name, value in roles.items() if name in asked})
+    eighths = st.lists(st.integers(0, 24), min_size=1, max_size=8)
+    batches = {"eighths": eighths, "first step": st.booleans(), "random batch": st.integers(0, 2**31 - 2)}
+    worlds = st.tuples(hyperparameters(weigh), st.fixed_dictionaries(batches)).map(lambda parts: parts[0] | parts[1])
+    _refute(weigh, worlds, partial(_weighting_faults, weigh), max_examples)
+
+
 def _pace_faults(pace: _Function, state: Any, known: _Names, drawn: _Names) -> Iterator[str]:
     whole, tried, sizes = (known | drawn)["dataset_size"], _tried((known | drawn)["total_iterations"]), [1]
     for iteration in tried:
@@ -145,13 +164,50 @@ def _score_faults(score: _Function, model: Model, world: _Names) -> Iterator[str
             "permuted samples have permuted scores": lambda: part(batch.id.flip(0)).flip(0),
             "mapped over members, a score is the same": lambda: vmap(score, (0, None))(tree.stack(members), batch)[0],
         }
-        for law, other in others.items():
-            right = _attempt(other)
-            if not isinstance(right, Tensor):
-                yield f"{law}: it is {right}"
-            elif not (same := torch.isclose(scores, right, rtol=1e-6, atol=1e-9)).all():
-                sample = int(same.long().argmin())
-                yield f"{law}: of sample {sample} it is {scores[sample]:.6g}, then {right[sample]:.6g}"
+        yield from _differing(scores, others)
+
+
+def _weighting_faults(weigh: _Function, world: _Names) -> Iterator[str]:
+    eighths, first, seed = ((world := dict(world)).pop(name) for name in ("eighths", "first step", "random batch"))
+    weigh, stream, samples = partial(weigh, **world), torch.Generator().manual_seed(seed), len(eighths)
+    ids = torch.tensor([*range(samples), 0])  # the first sample is there twice
+    x, y = torch.randn((samples, 5), generator=stream).double(), torch.randint(3, (samples,), generator=stream)
+    batch = Batch(x=x[ids], y=y[ids], id=ids)
+    losses = torch.tensor(eighths, dtype=torch.float64)[ids] / 8  # sums of eighths are exact in any order
+    past = Past(*map(torch.tensor, (seed, 0 if first else seed, torch.nan if first else 1.5)))
+    before = tree.map(torch.clone, (past, losses, batch))
+    weights = _attempt(weigh, past, losses, batch)
+    if not tree.equal(before, (past, losses, batch)):
+        yield "a weighting leaves its arguments as they are: past, losses or batch have changed"
+    elif not (isinstance(weights, Tensor) and weights.shape == losses.shape and weights.dtype == losses.dtype):
+        kind = f"{weights.dtype} {[*weights.shape]}" if isinstance(weights, Tensor) else weights
+        yield f"there is one number a sample, of its loss's dtype: right is torch.float64 [{samples + 1}], it is {kind}"
+    elif not (right := weights.isfinite() & (weights >= 0)).all():
+        sample = int(right.long().argmin())
+        yield f"a weight is a finite number, never negative: of sample {sample} it is {weights[sample].item()}"
+    else:
+        turned = tree.map(lambda leaf: leaf.flip(0), (losses, batch))
+        swapped = torch.tensor([samples, *range(1, samples), 0])
+        another = (past._replace(key=past.key + 1, iteration=past.iteration + 1), 2 * losses, turned[1])
+        members = tree.stack([(past, losses, batch), another])
+        laws = {
+            "asked again, a weighting gives the same weights": lambda: weigh(past, losses, batch),
+            "permuted samples have permuted weights": lambda: weigh(past, *turned).flip(0),
+            "equal samples of equal losses weigh equally": lambda: weights[swapped],
+            "mapped over members, a weighting is the same": lambda: vmap(weigh)(*members)[0],
+        }
+        yield from _differing(weights, laws)
+
+
+def _differing(values: Tensor, others: dict[str, Callable[[], Tensor]]) -> Iterator[str]:
+    """The laws by which there should be the same value a sample, and is not."""
+    for law, other in others.items():
+        right = _attempt(other)
+        if not isinstance(right, Tensor):
+            yield f"{law}: it is {right}"
+        elif not (same := torch.isclose(values, right, rtol=1e-6, atol=1e-9)).all():
+            sample = int(same.long().argmin())
+            yield f"{law}: of sample {sample} it is {values[sample]:.6g}, then {right[sample]:.6g}"
 
 
 def _refute(function: _Function, examples: Any, faults: Callable[..., Iterator[str]], max_examples: int) -> None:

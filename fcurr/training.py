@@ -19,6 +19,7 @@ class TrainState(NamedTuple):
     key: Tensor  # [] int64, the stream of the model's randomness
     iteration: Tensor  # [] int64, steps taken
     loss: Tensor  # [] mean over the last batch, before its step; nan at first
+    weighing: State = ()  # how samples are weighted, where that is remembered or learned
 
 
 Found = tuple[Tensor, Buffers, Params]  # mean loss, buffers, gradient
@@ -72,7 +73,7 @@ def train_step(
     batch = augment(batch, (state.key, state.iteration))
     scale = optimizer.scale(state.optimizer)
     size, buffers, found = len(batch.id), state.buffers, []
-    for number, part in enumerate(_parts(batch, accumulate)):
+    for number, part in enumerate(parts_of(batch, accumulate)):
         place = (rng.fold(state.key, number) if number else state.key, state.iteration)
         found.append(_gradient(state, buffers, part, place, scale / size, model, loss))
         buffers = found[-1][1]
@@ -86,10 +87,11 @@ def train_step(
         key=state.key,
         iteration=state.iteration + 1,
         loss=mean,
+        weighing=state.weighing,
     )
 
 
-def _parts(batch: Batch, count: int) -> list[Batch]:
+def parts_of(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
     if len(batch.id) % count:
@@ -160,9 +162,9 @@ def heard(state: TrainState, metric: Tensor, *, optimizer: Optimizer) -> TrainSt
 
 
 def finite(before: TrainState, after: TrainState) -> Tensor:
-    """[] bool: whether the last loss is a finite number, and all of parameters, buffers and what the optimizer
-    remembers that was one before the step."""
-    was, now = (tree.leaves((state.params, state.buffers, state.optimizer)) for state in (before, after))
+    """[] bool: whether the last loss is a finite number, and all of parameters, buffers and what optimizer and
+    weighting remember that was one before the step."""
+    was, now = (tree.leaves((s.params, s.buffers, s.optimizer, s.weighing)) for s in (before, after))
     kept = [(b.isfinite() | ~a.isfinite()).all() for a, b in zip(was, now, strict=True) if a.is_floating_point()]
     return torch.stack([after.loss.isfinite(), *kept]).all()
 

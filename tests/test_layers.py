@@ -10,21 +10,26 @@ import pytest
 HOME = Path(__file__).parents[1]
 FLOORS = [
     {"types", "errors"},
-    {"tree", "rng", "autodiff", "ghost", "mapping", "tracing", "keyed", "networks"},
+    {"tree", "rng", "autodiff", "ghost", "routes", "mapping", "tracing", "keyed", "networks"},
     {"pacing", "weighting", "scoring", "losses", "metrics", "precision", "inputs", "optim", "schedules", "models", "data"},
-    {"curriculum", "sampler", "training", "fold", "evaluating", "observe", "views", "loading", "bilevel", "study", "testing"},
+    {"curriculum", "sampler", "training", "reweighting", "fold", "evaluating", "observe", "views", "loading", "bilevel", "study", "testing"},
     {"io"},
 ]
 SIDEWAYS = {
     ("mapping", "tree"),
     ("autodiff", "tree"),
     ("ghost", "tree"),
+    ("routes", "ghost"),
+    ("routes", "autodiff"),
     ("ghost", "rng"),
     ("ghost", "autodiff"),
     ("tracing", "tree"),
     ("keyed", "rng"),
     ("fold", "sampler"),
     ("fold", "training"),
+    ("reweighting", "training"),
+    ("bilevel", "reweighting"),
+    ("bilevel", "training"),
     ("views", "training"),
     ("loading", "sampler"),
     ("study", "sampler"),

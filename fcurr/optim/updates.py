@@ -15,7 +15,6 @@ from torch import Tensor
 from fcurr import tree
 from fcurr.types import Decay, Optimizer, Params, Penalty, Positive, Rate, Schedule, State
 
-
 TINY = 1e-38  # a square root has no slope at 0; here it has none below, and values are as they were
 
 
@@ -133,7 +132,7 @@ def _adam_update(
     debias = (1 - beta2**made) ** 0.5
     decayed = _add(params, -rate * decoupled, params) if _counts(decoupled) else params
     root = {n: v.clamp(min=TINY).sqrt() for n, v in second.items()}
-    moved = {n: p - step * first[n] / (root[n] / debias + epsilon) for n, p in decayed.items()}
+    moved = {n: (p - step * first[n] / (root[n] / debias + epsilon)).to(p.dtype) for n, p in decayed.items()}
     return moved, AdamState(updates=updates, first=first, second=second)
 
 
@@ -163,5 +162,5 @@ def _counts(penalty: Tensor | float) -> bool:
 def _add(tensors: Params, factor: Tensor | float, others: Params) -> Params:
     """tensors + factor * others. Inductor of torch 2.13 forgets the factor of add(a, b @ c, alpha=factor)."""
     if isinstance(factor, Tensor) or torch.compiler.is_compiling():
-        return {name: leaf + factor * others[name] for name, leaf in tensors.items()}
+        return {name: (leaf + factor * others[name]).to(leaf.dtype) for name, leaf in tensors.items()}
     return {name: torch.add(leaf, others[name], alpha=factor) for name, leaf in tensors.items()}

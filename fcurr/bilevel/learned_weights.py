@@ -1,0 +1,188 @@
+"""Weights of samples, learned so that a step on the weighted losses does well on clean samples.
+
+`weights_after` takes a step with the weights as they are, then moves them; `weights_first` does as the papers do:
+the step is only looked at, the weights are moved, and the step is taken with the new ones, of the same forward and
+backward pass. The hypergradient is the exact one of the step as the optimizer takes it (fcurr.bilevel.one_step).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcurr import reweighting, rng, tree
+from fcurr.autodiff import linearised, losses_and_grad
+from fcurr.routes import Near, Route
+from fcurr.training import Found, TrainState, alone, as_it_is
+from fcurr.types import Augment, Batch, Buffers, Loss, Model, Optimizer, Params, Past, Place, State, Times
+
+SMOOTH = 0.99  # of the running moments of the hypergradient
+Clean = Callable[[Place], Batch]  # (key, iteration) -> clean samples
+Settle = Callable[[Tensor, Past, Tensor, Batch], Tensor]  # weights, past, losses, batch -> weights
+
+
+def as_they_are(weights: Tensor, past: Past, losses: Tensor, batch: Batch) -> Tensor:
+    """The learned weights."""
+    return weights
+
+
+class Recipe(NamedTuple):
+    """What a reweighted step is made of, beside the weights."""
+
+    model: Model
+    loss: Loss
+    optimizer: Optimizer
+    clean: Clean
+    route: Route  # of the derivative along a direction: fcurr.routes.chosen
+    augment: Augment = as_it_is  # of the training samples; clean ones are taken as they are
+    accumulate: Times = 1
+    shared: Callable[[Found], Found] = alone
+    settle: Settle = as_they_are  # what becomes of the weights: where members of a run are controls
+
+
+class Weights(NamedTuple):
+    """How much samples count, as a function that learns."""
+
+    init: Callable[[int], Params]  # seed -> what is learned
+    weigh: Callable[[Params, Tensor, Batch], Tensor]  # learned, losses, batch -> [batch], never negative
+
+
+class Learned(NamedTuple):
+    """What is learned of the weights, and how."""
+
+    params: Params
+    optimizer: State
+    mean: Params  # running mean of the hypergradient
+    square: Tensor  # [] running mean of its squared norm
+
+
+def learned_start(seed: int, *, weights: Weights, optimizer: Optimizer) -> Learned:
+    """Before the first step."""
+    params = weights.init(seed)
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+    return Learned(params=params, optimizer=optimizer.init(params), mean=zeros, square=torch.zeros(()))
+
+
+def weights_after(
+    state: TrainState, batch: Batch, *, recipe: Recipe, weights: Weights, optimizer: Optimizer, warm_up: int
+) -> TrainState:
+    """A step with the weights as they are; then they move by what the step did to the loss of clean samples.
+
+    In the first `warm_up` steps all samples count 1, and the weights do not move.
+    """
+    batch = recipe.augment(batch, (state.key, state.iteration))
+    look = _look(state, batch, recipe, weights, optimizer, warm_up)
+    return look.after
+
+
+def weights_first(
+    state: TrainState, batch: Batch, *, recipe: Recipe, weights: Weights, optimizer: Optimizer, warm_up: int
+) -> TrainState:
+    """The weights move first, by what a step with the old ones would do; then the step is taken with the new ones.
+
+    Shu et al. (2019), Meta-Weight-Net, algorithm 1, with the optimizer's own step for the virtual one.
+    """
+    batch = recipe.augment(batch, (state.key, state.iteration))
+    look = _look(state, batch, recipe, weights, optimizer, warm_up)
+    learned: Learned = look.after.weighing.learned
+    counts = _counts(state, batch, look.here, learned.params, recipe, weights, warm_up)
+    return _taken(state, look.here, counts, recipe, learned)
+
+
+class Look(NamedTuple):
+    here: Near
+    after: TrainState
+
+
+def _look(
+    state: TrainState, batch: Batch, recipe: Recipe, weights: Weights, optimizer: Optimizer, warm_up: int
+) -> Look:
+    learned: Learned = state.weighing.learned
+    here = reweighting.looked(
+        state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=recipe.accumulate
+    )
+
+    def counted(params: Params) -> tuple[Tensor, Any]:
+        return _counts(state, batch, here, params, recipe, weights, warm_up), ()
+
+    counts, _, pulled_weights = linearised(counted, learned.params)
+    factor = recipe.optimizer.scale(state.optimizer) / len(batch.id)
+    mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
+
+    def moved(grads: Params) -> tuple[Params, State]:
+        return recipe.optimizer.update(grads, state.optimizer, state.params)
+
+    params, memory, pulled_update = linearised(moved, grads)
+    v = outer_gradient(params, buffers, (state.key, state.iteration), recipe)
+    s = here.along(pulled_update(v))
+    h = recipe.shared((mean, {}, pulled_weights(s * factor)))[2]
+    learned = _moved(learned, h, state.iteration >= warm_up, optimizer)
+    return Look(here, _state(state, params, buffers, memory, mean, here, counts, learned))
+
+
+def _counts(
+    state: TrainState, batch: Batch, here: Near, params: Params, recipe: Recipe, weights: Weights, warm_up: int
+) -> Tensor:
+    """[batch] how much each sample counts."""
+    own = weights.weigh(params, here.losses, batch)
+    own = torch.where(state.iteration >= warm_up, own, torch.ones_like(own))
+    return recipe.settle(own, reweighting.past(state), here.losses, batch)
+
+
+def _taken(state: TrainState, here: Near, counts: Tensor, recipe: Recipe, learned: State) -> TrainState:
+    """A step down the gradient of the mean of counts times losses."""
+    factor = recipe.optimizer.scale(state.optimizer) / len(counts)
+    mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
+    params, memory = recipe.optimizer.update(grads, state.optimizer, state.params)
+    return _state(state, params, buffers, memory, mean, here, counts, learned)
+
+
+def _state(
+    before: TrainState,
+    params: Params,
+    buffers: Buffers,
+    memory: State,
+    mean: Tensor,
+    here: Near,
+    counts: Tensor,
+    learned: State,
+) -> TrainState:
+    return TrainState(
+        params=params,
+        buffers=buffers,
+        optimizer=memory,
+        key=before.key,
+        iteration=before.iteration + 1,
+        loss=mean,
+        weighing=reweighting.noted(before.weighing, here.losses, counts, learned),
+    )
+
+
+def outer_gradient(params: Params, buffers: Buffers, place: Place, recipe: Recipe) -> Params:
+    """The gradient of the mean loss of clean samples, of all processes; running statistics stay as they are."""
+    batch, (key, iteration) = recipe.clean(place), place
+
+    def losses(params):  # no annotations: torch.compile cannot read them inside a function
+        return recipe.loss(recipe.model.train(params, buffers, batch.x, (rng.fold(key, 3), iteration))[0], batch.y), {}
+
+    equally = torch.full((len(batch.id),), 1 / len(batch.id), device=batch.id.device, dtype=_dtype(params))
+    found, _, grads = losses_and_grad(losses, params, equally)
+    return recipe.shared((found.mean(), {}, grads))[2]
+
+
+def _dtype(params: Params) -> torch.dtype:
+    return next(iter(params.values())).dtype
+
+
+def _moved(learned: Learned, h: Params, awake: Tensor, optimizer: Optimizer) -> Learned:
+    """A step down the hypergradient, where it is time for one and the hypergradient is a number."""
+    usable = awake & torch.stack([leaf.isfinite().all() for leaf in h.values()]).all()
+    params, memory = optimizer.update(h, learned.optimizer, learned.params)
+    after = Learned(
+        params=params,
+        optimizer=memory,
+        mean={name: SMOOTH * leaf + (1 - SMOOTH) * h[name] for name, leaf in learned.mean.items()},
+        square=SMOOTH * learned.square + (1 - SMOOTH) * tree.dot(h, h).to(learned.square.dtype),
+    )
+    return tree.where(usable, after, learned)

@@ -1,0 +1,166 @@
+"""Ways to learn how much each sample counts, side by side: `method(*, fixed...) -> Reweighting`.
+
+All need a few clean samples. What is learned, if anything, is a function of a sample's loss (Meta-Weight-Net), of its
+loss and class, or a number of its own; Learning to Reweight learns nothing that lasts.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from fcurr import reweighting, rng
+from fcurr.bilevel.learned_weights import (
+    Recipe,
+    Weights,
+    _taken,
+    learned_start,
+    outer_gradient,
+    weights_after,
+    weights_first,
+)
+from fcurr.optim import adam
+from fcurr.training import TrainState
+from fcurr.types import Batch, Classes, Optimizer, Params, Portion, Samples, Side, State, Unit
+
+WarmUp = Annotated[int, Ge(0), Lt(2**31), Unit("number of steps")]
+Order = Literal["model first", "weights first"]
+PAPER = adam(learning_rate=1e-3, weight_decay=1e-4)
+
+
+class Reweighting(NamedTuple):
+    """How weights are learned beside a model."""
+
+    init: Callable[[int], State]  # seed -> what is learned
+    step: Callable[..., TrainState]  # state, batch, *, recipe -> state
+    weigh: Callable[..., Tensor]  # state, losses, batch, *, recipe -> [batch], what samples count for a state
+
+
+def meta_weight_net(
+    *, hidden: Side = 100, optimizer: Optimizer = PAPER, warm_up: WarmUp = 100, order: Order = "model first"
+) -> Reweighting:
+    """The weight is a function of the loss: V(L) = sigmoid(c relu(a L + b) + d), `hidden` units wide.
+
+    Shu et al. (2019), Meta-Weight-Net. `warm_up`: without it the first steps, where a larger step is always better,
+    drive all weights to 1, and the sigmoid does not come back.
+    """
+    weights = Weights(init=partial(_network, hidden=hidden), weigh=_of_loss)
+    return _learned(weights, optimizer, warm_up, order)
+
+
+def class_aware_meta_weight_net(
+    *,
+    classes: Classes,
+    hidden: Side = 100,
+    optimizer: Optimizer = PAPER,
+    warm_up: WarmUp = 100,
+    order: Order = "model first",
+) -> Reweighting:
+    """Meta-Weight-Net that sees the label as well: V(L, y) = sigmoid(c relu(a L + b + e_y) + d + f_y).
+
+    After Shu et al. (2023), CMW-Net, which gives classes of like size one function each.
+    """
+    weights = Weights(init=partial(_network, hidden=hidden, classes=classes), weigh=_of_loss_and_class)
+    return _learned(weights, optimizer, warm_up, order)
+
+
+def sample_weights(
+    *,
+    dataset_size: Samples,
+    optimizer: Optimizer = adam(learning_rate=0.1),  # noqa: B008
+    warm_up: WarmUp = 100,
+    order: Order = "model first",
+) -> Reweighting:
+    """A weight for every training sample, sigmoid of a number that is learned: what is it worth to the clean loss?"""
+    weights = Weights(init=partial(_table, size=dataset_size), weigh=_of_sample)
+    return _learned(weights, optimizer, warm_up, order)
+
+
+def learning_to_reweight(*, power: Portion = 1.0) -> Reweighting:
+    """Weights anew for every batch: those with which a small step down does best on clean samples.
+
+    w_i = max(0, <grad clean loss, grad L_i>), divided by their mean; all 0, so no step, if none is positive. Ren et al.
+    (2018), Learning to reweight examples, eq. 11 to 13. `power` below 1 makes positive weights more alike, at 0 the
+    same: large learning rates need it.
+    """
+    return Reweighting(
+        init=lambda seed: (),
+        step=partial(_reweighted, power=power),
+        weigh=partial(_alignment, power=power),
+    )
+
+
+def _learned(weights: Weights, optimizer: Optimizer, warm_up: int, order: Order) -> Reweighting:
+    step = {"model first": weights_after, "weights first": weights_first}[order]
+    return Reweighting(
+        init=partial(learned_start, weights=weights, optimizer=optimizer),
+        step=partial(step, weights=weights, optimizer=optimizer, warm_up=warm_up),
+        weigh=partial(_weights_of, weights=weights),
+    )
+
+
+def _weights_of(state: TrainState, losses: Tensor, batch: Batch, *, recipe: Recipe, weights: Weights) -> Tensor:
+    return weights.weigh(state.weighing.learned.params, losses, batch)
+
+
+def _network(seed: int, *, hidden: int, classes: int = 0) -> Params:
+    stream = rng.generator(seed, 5)
+    spread = lambda *shape, fan: (2 * torch.rand(shape, generator=stream) - 1) * fan**-0.5  # noqa: E731
+    found = {
+        "a": spread(hidden, fan=1),
+        "b": spread(hidden, fan=1),
+        "c": spread(hidden, fan=hidden),
+        "d": spread(fan=hidden),
+    }
+    if classes:
+        found |= {"e": torch.zeros(classes, hidden), "f": torch.zeros(classes)}
+    return found
+
+
+def _of_loss(params: Params, losses: Tensor, batch: Batch) -> Tensor:
+    units = F.relu(losses.unsqueeze(-1) * params["a"] + params["b"])  # [batch, hidden]
+    return torch.sigmoid(units @ params["c"] + params["d"])
+
+
+def _of_loss_and_class(params: Params, losses: Tensor, batch: Batch) -> Tensor:
+    places = torch.arange(len(params["f"]), device=batch.y.device)
+    hot = batch.y.dtype.is_floating_point or batch.y.dtype == torch.bool
+    shares = (batch.y if hot else batch.y.unsqueeze(-1) == places).to(losses.dtype)  # [batch, class]
+    units = F.relu(losses.unsqueeze(-1) * params["a"] + params["b"] + shares @ params["e"])
+    return torch.sigmoid(units @ params["c"] + params["d"] + shares @ params["f"])
+
+
+def _table(seed: int, *, size: int) -> Params:
+    return {"weight": torch.zeros(size)}
+
+
+def _of_sample(params: Params, losses: Tensor, batch: Batch) -> Tensor:
+    return torch.sigmoid(params["weight"][batch.id])
+
+
+def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float) -> TrainState:
+    batch = recipe.augment(batch, (state.key, state.iteration))
+    here = reweighting.looked(
+        state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=recipe.accumulate
+    )
+    v = outer_gradient(state.params, state.buffers, (state.key, state.iteration), recipe)
+    own = _normalised(here.along(v), power)
+    counts = recipe.settle(own, reweighting.past(state), here.losses, batch)
+    return _taken(state, here, counts, recipe, ())
+
+
+def _normalised(s: Tensor, power: float) -> Tensor:
+    """Positive parts, divided by their mean."""
+    positive = torch.where(s > 0, s.clamp(min=1e-38) ** power, 0)
+    total = positive.sum()
+    return torch.where(total > 0, positive * (len(s) / total.clamp(min=1e-38)), 0)
+
+
+def _alignment(state: TrainState, losses: Tensor, batch: Batch, *, recipe: Recipe, power: float) -> Tensor:
+    here = reweighting.looked(state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=1)
+    v = outer_gradient(state.params, state.buffers, (state.key, state.iteration), recipe)
+    return _normalised(here.along(v), power)
