@@ -29,7 +29,8 @@ class Weighing(NamedTuple):
 
 def begun(learned: State = ()) -> Weighing:
     """Before the first step."""
-    return Weighing(*(torch.full((), torch.nan) for _ in range(3)), learned)
+    loss, weight, effective = (torch.full((), torch.nan) for _ in range(3))
+    return Weighing(loss, weight, effective, learned)
 
 
 def past(state: TrainState) -> Past:

@@ -27,6 +27,12 @@ from fcurr.types import Buffers, Params
 Route = Literal["ghost", "forward", "reverse"]
 Losses = Callable[[Params], tuple[Tensor, Buffers]]  # params -> losses [batch], buffers
 
+TOLD = {
+    "ghost": "hypergradients by inner products of the backward pass",
+    "forward": "hypergradients by forward derivatives",
+    "reverse": "hypergradients by derivatives of the backward pass",
+}
+
 
 class Choice(NamedTuple):
     """A route, and why none before it would do."""
@@ -71,10 +77,11 @@ def chosen(function: Losses, params: Params) -> Choice:
     why = ghost.refusal(function, params)
     if not why:
         return Choice("ghost", "")
-    missing = []
-    for route, along in (("forward", _forward), ("reverse", _reverse)):
+    missing: list[str] = []
+    others: tuple[Route, ...] = ("forward", "reverse")
+    for route in others:
         try:
-            along(function, params, params)
+            near(function, params, route).along(params)
             return Choice(route, "; ".join([why, *missing]))
         except (NotImplementedError, RuntimeError) as wrong:
             missing.append(f"no {route} derivative of {_operation(wrong)}")

@@ -28,6 +28,11 @@ Overlap = Annotated[float, Ge(0), Lt(1), Unit("overlap of samples")]
 
 _SLACK = 1 + 1e-12  # 0.7 * 90 = 62.99999999999999 is meant to be whole
 _INVERSE_E = (0.36787944117144233, -1.2428753672788363e-17)  # 1 / e is the sum of these
+_NEAR = 1e-3
+_COEFFICIENTS = (
+    *(-1, 1, -1 / 3, 11 / 72, -43 / 540, 769 / 17280, -221 / 8505),
+    *(680863 / 43545600, -1963 / 204120, 226287557 / 37623398400),
+)
 
 
 class Threshold(Protocol):
@@ -185,24 +190,37 @@ def random_weights(past: Past, losses: Tensor, batch: Batch) -> Tensor:
 def lambert_w(z: Tensor) -> Tensor:
     """W with W e^W = z, W >= -1: the principal branch, for z in [-1 / e, 1e307]; beyond, its values at these ends.
 
-    Correct to a few units in the last place of float64, also near -1 / e, with first to third derivatives. W = u - 1 is
-    found by steps of Halley and then of Newton on (u - 1) e^u + 1 = e z + 1, well conditioned at the branch point.
+    Correct to about 1e-14 in float64, with its first to third derivatives: near -1 / e by the series in the root of
+    2 (e z + 1), elsewhere by steps of Halley and then of Newton.
     """
     x = z.double().clamp(max=1e307)
-    right = (math.e * ((x + _INVERSE_E[0]) + _INVERSE_E[1])).clamp(min=1e-28)  # e z + 1
-    fixed = right.detach()
-    root, log = (2 * fixed).sqrt(), torch.log1p(x.detach().clamp(min=0))
-    u = torch.where(fixed < 1, root / (1 + root / 3), 1 + log - log * torch.log1p(log) / (2 + log))
+    above = math.e * ((x + _INVERSE_E[0]) + _INVERSE_E[1])  # e z + 1, without cancellation
+    near, far = above.clamp(1e-40, _NEAR), x.clamp(min=(_NEAR - 1) / math.e)
+    return torch.where(above < _NEAR, _series((2 * near).sqrt()), _iterated(far)).to(z.dtype)
+
+
+def _series(p: Tensor) -> Tensor:
+    """W at z = (p^2 / 2 - 1) / e. Corless et al. (1996), On the Lambert W Function."""
+    w = torch.zeros_like(p)
+    for coefficient in reversed(_COEFFICIENTS):
+        w = coefficient + p * w
+    return w
+
+
+def _iterated(z: Tensor) -> Tensor:
+    fixed = z.detach()
+    root, log = (2 * (math.e * fixed + 1)).clamp(min=0).sqrt(), torch.log1p(fixed.clamp(min=0))
+    w = torch.where(fixed < 0, root / (1 + root / 3) - 1, log - log * torch.log1p(log) / (2 + log))
     for _ in range(2):
-        step = _newton(u, fixed)
-        u = u - step / (1 - 0.5 * step * (1 + u) / u)
+        step = _newton(w, fixed)
+        w = w - step / (1 - 0.5 * step * (2 + w) / (1 + w))
     for _ in range(2):  # after one the first derivative is right, after two the third
-        u = u - _newton(u, right)
-    return (u - 1).to(z.dtype)
+        w = w - _newton(w, z)
+    return w
 
 
-def _newton(u: Tensor, right: Tensor) -> Tensor:
-    return (torch.expm1(u) * (u - 1) + u - right) / (u * torch.exp(u))
+def _newton(w: Tensor, z: Tensor) -> Tensor:
+    return (w - z * torch.exp(-w)) / (1 + w)
 
 
 def _filled(number: float | Tensor, like: Tensor) -> Tensor:

@@ -279,6 +279,26 @@ def test_what_nystrom_inverts_is_never_larger_than_the_inverse_of_its_damping(ke
     assert found.norm() <= 6**0.5 / 0.01 * (1 + 1e-9) and found @ torch.ones(6, dtype=torch.float64) > 0
 
 
+@given(key=keys)
+def test_curvature_that_is_not_positive_is_left_out_by_nystrom(key):
+    outer, inner, params, meta = bowl(3.0, -1.0, 0.0, -0.01, 1e-9, -3.0)
+    found = nystrom(outer, inner, params, meta, HERE, rank=6, damping=0.01, key=key)
+    right = 1 / (torch.tensor([3.0, 0, 0, 0, 1e-9, 0], dtype=torch.float64) + 0.01)
+    torch.testing.assert_close(found, right, rtol=1e-9, atol=0)
+
+
+def test_a_damping_far_below_the_curvature_keeps_its_digits_in_float32():
+    problem, meta = quadratic(size=13, condition=30.0)
+    single = Quadratic(*(leaf.float() for leaf in problem))
+    at = tree.map(Tensor.float, problem.minimum(meta))
+    right = problem.derivative(meta, 1e-4)
+    for key in range(5):
+        found = nystrom(
+            single.outer, single.inner, at, tree.map(Tensor.float, meta), HERE, rank=13, damping=1e-4, key=key
+        )
+        assert off(double(found), right) < 1e-5
+
+
 def test_nystrom_is_a_function_of_its_key_and_better_for_a_higher_rank():
     problem, meta = quadratic(size=21, condition=1e4)
     at, right = problem.minimum(meta), problem.derivative(meta, 0.01)
@@ -348,6 +368,17 @@ def test_the_descent_comes_first_and_the_optimizer_does_not_move_the_minimum(met
         method(problem.outer, problem.inner, start, meta, far),
         method(problem.outer, problem.inner, problem.minimum(meta), meta, HERE),
     )
+
+
+def test_solutions_and_curvatures_are_of_the_end_of_the_descent():
+    outer, inner, params, metas, descent = network()
+    params, meta = tree.member((params, metas), 0)
+    end, _ = descend(inner, params, meta, descent)
+    there = at_rest(descent.batches)
+    bent = partial(largest_curvature, inner, iterations=3)
+    assert bent(params, meta, descent) == bent(end, meta, there) != bent(params, meta, there)
+    look = partial(solved, outer, inner, iterations=3, damping=0.1)
+    assert tree.equal(look(params, meta, descent), look(end, meta, there))
 
 
 @every_method

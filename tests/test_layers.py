@@ -35,6 +35,8 @@ SIDEWAYS = {
     ("study", "sampler"),
     ("study", "training"),
     ("study", "fold"),
+    ("study", "reweighting"),
+    ("study", "bilevel"),
     ("study", "evaluating"),
     ("study", "curriculum"),
 }  # ours now

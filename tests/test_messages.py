@@ -79,8 +79,8 @@ FAULTS = {
         "[training]",
         "[trainin]",
         ":14:1: trainin: there is no section `trainin` (did you mean `training`?); there are name, seed, data, split, "
-        "noise, imbalance, scaling, model, loss, optimizer, score, augment, metrics, observers, loggers, training, "
-        "fit, outputs, curriculum, members, arms",
+        "clean, noise, imbalance, scaling, model, loss, optimizer, score, weighting, reweighting, augment, metrics, "
+        "observers, loggers, training, fit, outputs, curriculum, members, arms, controls",
     ),
     "a section without a component": (
         '[model]\nfn = "mlp"',
@@ -122,7 +122,7 @@ FAULTS = {
         "[curriculum]",
         '[members]\n"model.hidden" = [[4], [8]]\n[curriculum]',
         ":17:18: members.model.hidden: members of one run share `model`; "
-        "they may differ in seed, optimizer, loss, curriculum",
+        "they may differ in seed, optimizer, loss, curriculum, weighting, reweighting, samples",
     ),
     "members of another kind": (
         "[curriculum]",

@@ -93,11 +93,10 @@ def _check_circles(names: Group, up: Mapping[str, frozenset[str]]) -> None:
 
 def _ways_back(start: str, end: str, up: Mapping[str, frozenset[str]], seen: Group = ()) -> Iterator[Group]:
     """Ways along the edges from a level to another, which no level is met on twice."""
-    for name in sorted(up[start] - {*seen}):
-        if name == end:
-            yield (*seen, start, end)
-        else:
-            yield from _ways_back(name, end, up, (*seen, start))
+    if end in up[start]:
+        yield (*seen, start, end)
+    for name in sorted(up[start] - {*seen, start, end}):
+        yield from _ways_back(name, end, up, (*seen, start))
 
 
 def _reached(name: str, up: Mapping[str, frozenset[str]]) -> frozenset[str]:

@@ -144,7 +144,7 @@ def nystrom(
 
     def solve(product: Product, right: Params) -> Params:
         v = _row(right)  # [number]
-        directions = _sketch(key, len(v), min(rank, len(v)), v)  # [number, rank]
+        directions = _sketch(key, len(v), rank, v)  # [number, rank]
         seen = vmap(lambda row: _row(product(_shaped(row, right))))(directions.T).T  # [number, rank]
         factor = _factor(directions, seen)
         return _shaped(_woodbury(factor, v, damping), right)
@@ -223,7 +223,7 @@ def _woodbury(factor: Tensor, v: Tensor, damping: float) -> Tensor:
 
 
 def _sketch(key: Tensor | int, rows: int, columns: int, like: Tensor) -> Tensor:
-    """[row, column] orthonormal columns in random directions."""
+    """[row, column] orthonormal columns in random directions; as many columns as rows at the most."""
     places = torch.arange(rows * columns, device=like.device).reshape(rows, columns)
     return torch.linalg.qr((rng.uniform(key, places) - 0.5).to(like.dtype))[0]
 

@@ -86,8 +86,8 @@ def weights_first(
     batch = recipe.augment(batch, (state.key, state.iteration))
     look = _look(state, batch, recipe, weights, optimizer, warm_up)
     learned: Learned = look.after.weighing.learned
-    counts = _counts(state, batch, look.here, learned.params, recipe, weights, warm_up)
-    return _taken(state, look.here, counts, recipe, learned)
+    counts = counted(state, batch, look.here, learned.params, recipe, weights, warm_up)
+    return taken(state, look.here, counts, recipe, learned)
 
 
 class Look(NamedTuple):
@@ -103,10 +103,10 @@ def _look(
         state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=recipe.accumulate
     )
 
-    def counted(params: Params) -> tuple[Tensor, Any]:
-        return _counts(state, batch, here, params, recipe, weights, warm_up), ()
+    def own(params: Params) -> tuple[Tensor, Any]:
+        return counted(state, batch, here, params, recipe, weights, warm_up), ()
 
-    counts, _, pulled_weights = linearised(counted, learned.params)
+    counts, _, pulled_weights = linearised(own, learned.params)
     factor = recipe.optimizer.scale(state.optimizer) / len(batch.id)
     mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
 
@@ -121,16 +121,16 @@ def _look(
     return Look(here, _state(state, params, buffers, memory, mean, here, counts, learned))
 
 
-def _counts(
+def counted(
     state: TrainState, batch: Batch, here: Near, params: Params, recipe: Recipe, weights: Weights, warm_up: int
 ) -> Tensor:
     """[batch] how much each sample counts."""
     own = weights.weigh(params, here.losses, batch)
-    own = torch.where(state.iteration >= warm_up, own, torch.ones_like(own))
-    return recipe.settle(own, reweighting.past(state), here.losses, batch)
+    own = recipe.settle(own, reweighting.past(state), here.losses, batch)
+    return torch.where(state.iteration >= warm_up, own, torch.ones_like(own))
 
 
-def _taken(state: TrainState, here: Near, counts: Tensor, recipe: Recipe, learned: State) -> TrainState:
+def taken(state: TrainState, here: Near, counts: Tensor, recipe: Recipe, learned: State) -> TrainState:
     """A step down the gradient of the mean of counts times losses."""
     factor = recipe.optimizer.scale(state.optimizer) / len(counts)
     mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
@@ -186,3 +186,10 @@ def _moved(learned: Learned, h: Params, awake: Tensor, optimizer: Optimizer) -> 
         square=SMOOTH * learned.square + (1 - SMOOTH) * tree.dot(h, h).to(learned.square.dtype),
     )
     return tree.where(usable, after, learned)
+
+
+def signal_to_noise(learned: Learned) -> Tensor:
+    """[] |E h|^2 / (E |h|^2 - |E h|^2) of the hypergradient's running moments; nan before the first. What the running
+    mean itself still moves counts as signal, about (1 - SMOOTH) / (1 + SMOOTH)."""
+    signal = tree.dot(learned.mean, learned.mean)
+    return signal / (learned.square - signal)

@@ -105,11 +105,11 @@ def _check_methods(group: Group, levels: Mapping[str, Level], graph: Graph) -> N
         if uppers and method(levels[name]):
             upper = name if name in uppers else uppers[0]
             reader = next(other for other in graph.names if other in graph.below[upper] and upper in graph.reads[other])
+            it = "it" if upper == name else f"`{upper}`, which moves with it,"
             raise BadInput(
                 f"level `{name}`: {_called(levels[name].hypergradient)} sees through steps down a loss of their own, "
-                f"but {'it' if upper == name else f'`{upper}`, which moves with it,'} is an upper level too: `{reader}` "
-                "reads it, and its steps follow a hypergradient. For such steps that is not defined; without a "
-                "hypergradient they are differentiated as they were taken"
+                f"but {it} is an upper level too: `{reader}` reads it, so its steps follow a hypergradient. For such "
+                "steps that is not defined; with no hypergradient here they are differentiated as they were taken"
             )
 
 

@@ -17,19 +17,18 @@ from fcurr import reweighting, rng
 from fcurr.bilevel.learned_weights import (
     Recipe,
     Weights,
-    _taken,
     learned_start,
     outer_gradient,
+    taken,
     weights_after,
     weights_first,
 )
 from fcurr.optim import adam
 from fcurr.training import TrainState
-from fcurr.types import Batch, Classes, Optimizer, Params, Portion, Samples, Side, State, Unit
+from fcurr.types import Batch, Classes, Optimizer, Params, Penalty, Portion, Rate, Samples, Side, State, Unit
 
 WarmUp = Annotated[int, Ge(0), Lt(2**31), Unit("number of steps")]
 Order = Literal["model first", "weights first"]
-PAPER = adam(learning_rate=1e-3, weight_decay=1e-4)
 
 
 class Reweighting(NamedTuple):
@@ -41,7 +40,12 @@ class Reweighting(NamedTuple):
 
 
 def meta_weight_net(
-    *, hidden: Side = 100, optimizer: Optimizer = PAPER, warm_up: WarmUp = 100, order: Order = "model first"
+    *,
+    hidden: Side = 100,
+    learning_rate: Rate = 3e-3,
+    weight_decay: Penalty = 0.0,
+    warm_up: WarmUp = 100,
+    order: Order = "model first",
 ) -> Reweighting:
     """The weight is a function of the loss: V(L) = sigmoid(c relu(a L + b) + d), `hidden` units wide.
 
@@ -49,14 +53,15 @@ def meta_weight_net(
     drive all weights to 1, and the sigmoid does not come back.
     """
     weights = Weights(init=partial(_network, hidden=hidden), weigh=_of_loss)
-    return _learned(weights, optimizer, warm_up, order)
+    return learned(weights, adam(learning_rate=learning_rate, weight_decay=weight_decay), warm_up=warm_up, order=order)
 
 
 def class_aware_meta_weight_net(
     *,
     classes: Classes,
     hidden: Side = 100,
-    optimizer: Optimizer = PAPER,
+    learning_rate: Rate = 3e-3,
+    weight_decay: Penalty = 0.0,
     warm_up: WarmUp = 100,
     order: Order = "model first",
 ) -> Reweighting:
@@ -65,19 +70,20 @@ def class_aware_meta_weight_net(
     After Shu et al. (2023), CMW-Net, which gives classes of like size one function each.
     """
     weights = Weights(init=partial(_network, hidden=hidden, classes=classes), weigh=_of_loss_and_class)
-    return _learned(weights, optimizer, warm_up, order)
+    return learned(weights, adam(learning_rate=learning_rate, weight_decay=weight_decay), warm_up=warm_up, order=order)
 
 
 def sample_weights(
     *,
     dataset_size: Samples,
-    optimizer: Optimizer = adam(learning_rate=0.1),  # noqa: B008
+    learning_rate: Rate = 0.1,
+    weight_decay: Penalty = 0.0,
     warm_up: WarmUp = 100,
     order: Order = "model first",
 ) -> Reweighting:
     """A weight for every training sample, sigmoid of a number that is learned: what is it worth to the clean loss?"""
     weights = Weights(init=partial(_table, size=dataset_size), weigh=_of_sample)
-    return _learned(weights, optimizer, warm_up, order)
+    return learned(weights, adam(learning_rate=learning_rate, weight_decay=weight_decay), warm_up=warm_up, order=order)
 
 
 def learning_to_reweight(*, power: Portion = 1.0) -> Reweighting:
@@ -94,7 +100,8 @@ def learning_to_reweight(*, power: Portion = 1.0) -> Reweighting:
     )
 
 
-def _learned(weights: Weights, optimizer: Optimizer, warm_up: int, order: Order) -> Reweighting:
+def learned(weights: Weights, optimizer: Optimizer, *, warm_up: WarmUp, order: Order) -> Reweighting:
+    """Any weights that learn, by any optimizer."""
     step = {"model first": weights_after, "weights first": weights_first}[order]
     return Reweighting(
         init=partial(learned_start, weights=weights, optimizer=optimizer),
@@ -139,7 +146,8 @@ def _table(seed: int, *, size: int) -> Params:
 
 
 def _of_sample(params: Params, losses: Tensor, batch: Batch) -> Tensor:
-    return torch.sigmoid(params["weight"][batch.id])
+    known = batch.id.clamp(max=len(params["weight"]) - 1)  # samples that have no weight are not trained on by it
+    return torch.sigmoid(params["weight"][known])
 
 
 def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float) -> TrainState:
@@ -150,7 +158,7 @@ def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float
     v = outer_gradient(state.params, state.buffers, (state.key, state.iteration), recipe)
     own = _normalised(here.along(v), power)
     counts = recipe.settle(own, reweighting.past(state), here.losses, batch)
-    return _taken(state, here, counts, recipe, ())
+    return taken(state, here, counts, recipe, ())
 
 
 def _normalised(s: Tensor, power: float) -> Tensor:

@@ -19,7 +19,7 @@ from fcurr.autodiff import detached
 from fcurr.bilevel.graph import Dependencies, Graph, Group, all_below, answered, graph_of, lower, top
 from fcurr.bilevel.levels import Held, Level, LevelState, States, check, first_order, method
 from fcurr.bilevel.problem import Descent, Hypergradient, Meta, moving
-from fcurr.bilevel.pulling import Back, Node, add, as_taken, led_back, params_of
+from fcurr.bilevel.pulling import Back, Node, add_slopes, as_taken, led_back, params_of
 from fcurr.errors import BadInput
 from fcurr.types import Optimizer, Params, Seed
 
@@ -167,7 +167,7 @@ def _by_method(before: States, back: Back, *, by: Hypergradient, name: str, coun
     batches = [level.batches((one.key, one.iteration + ahead)) for ahead in range(count)]
     descent = Descent(optimizer=level.optimizer, memory=one.memory, batches=batches)
     found = by(lambda params, meta: tree.dot(v, params), inner, one.params, meta, descent)
-    return back | {other: add(back[other], tree.leaves(found[other])) for other in meta}
+    return back | {other: add_slopes(back[other], found[other]) for other in meta}
 
 
 def _loss(name: str, held: Held, batch: Any, world: _World) -> Tensor:

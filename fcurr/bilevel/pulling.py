@@ -39,8 +39,7 @@ def led_back(name: str, slopes: Mapping[str, Params], states: Sequence[States], 
     back: Back = {}
     for other, one in states[-1].items():
         zeros = [torch.zeros_like(leaf) for leaf in _numbers(one)[0]]
-        own = tree.leaves(slopes.get(other, {}))
-        back[other] = own + zeros[len(own) :]
+        back[other] = add_slopes(zeros, slopes.get(other, {}))
     for node, before in zip(reversed(nodes), reversed(states[:-1]), strict=True):
         back = node.pull(before, back)
     return params_of(back[name], states[-1][name])
@@ -52,7 +51,13 @@ def params_of(numbers: list[Tensor], one: LevelState) -> Params:
     return rebuild(numbers[: len(leaves)])
 
 
-def add(some: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+def add_slopes(numbers: list[Tensor], slopes: Params) -> list[Tensor]:
+    """Derivatives and others, by the parameters alone."""
+    own = tree.leaves(slopes)
+    return _add(numbers[: len(own)], own) + numbers[len(own) :]
+
+
+def _add(some: list[Tensor], others: list[Tensor]) -> list[Tensor]:
     return [a + b for a, b in zip(some, others, strict=True)]
 
 
@@ -67,7 +72,7 @@ def _pulled(before: States, back: Back, *, run: Callable[[States], States], move
 
     _, pull = vjp(reached, {name: numbers for name, (numbers, _) in opened.items()})  # pyright: ignore
     found: Back = pull({name: back[name] for name in moves})[0]
-    return back | {name: found[name] if name in moves else add(back[name], found[name]) for name in reads}
+    return back | {name: found[name] if name in moves else _add(back[name], found[name]) for name in reads}
 
 
 def _numbers(one: LevelState) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:

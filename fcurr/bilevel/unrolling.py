@@ -47,7 +47,7 @@ def truncated(outer: Outer, inner: Inner, params: Params, meta: Meta, descent: D
     p, found = grad(outer, argnums=(0, 1))(params, meta)
     r = [torch.zeros_like(leaf) for leaf in floating(memory)[0]]
     for before in reversed(path):
-        p, r, more = pulled_back(inner, *before, meta, descent, p, r)
+        p, r, more = pulled_back(inner, *before, meta, descent, p, r)  # pyright: ignore
         found = tree.map(torch.add, found, more)
     return found
 

@@ -11,20 +11,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from fcurr import evaluating, fold, observe, training, tree
+from fcurr.bilevel.learned_weights import Learned, signal_to_noise
 from fcurr.errors import BadInput
 from fcurr.io import environment, files, loading, parallel, signals, store, watching
 from fcurr.io.journey import Diverged, Journey, Stopped, Watch, travel
 from fcurr.io.loggers import Logger
 from fcurr.io.steps import Steps
 from fcurr.observe import Record
+from fcurr.reweighting import Weighing
 from fcurr.study.bind import build, guarded
 from fcurr.study.config import Experiment
 from fcurr.study.prepare import Prepared, difficulty, prepare
 from fcurr.study.program import fit_program, placed, train_program
 from fcurr.training import ALONE, Team
-from fcurr.types import Batch, Dataset, Fetch, Params
+from fcurr.types import Batch, Dataset, Fetch, Params, State
 
 
 class Outcome(NamedTuple):
@@ -67,7 +70,8 @@ def fingerprint(prepared: Prepared) -> str:
     """A hash of all samples and labels that are trained on, chosen by and judged by; of samples that are not in memory,
     of what they are called."""
     digest = hashlib.sha256()
-    for part in (prepared.train, prepared.validation, prepared.test):
+    clean = () if prepared.clean is None else (prepared.clean,)
+    for part in (prepared.train, prepared.validation, prepared.test, *clean):
         for leaf in (part.x, part.y):
             digest.update(tree.raw(leaf) if isinstance(leaf, Tensor) else leaf.identity.encode())
     for ids in prepared.id.values():
@@ -202,6 +206,7 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
         loss, nonfinite = steps.means(record.evaluated, at)
         numbers = {"loss": loss, "nonfinite": nonfinite}
         numbers |= {f"validation_{name}": values for name, values in found.items()}
+        numbers |= _of_weights(run.train.weighing)
         rows = _rows(experiment, run, due, numbers, watching.view(watched, run.train))
         if here.writes:
             store.append_metrics(here.folder, rows)
@@ -253,6 +258,16 @@ def fetching(data: Dataset, device: torch.device, team: Team = ALONE) -> Fetch:
     if team.world > 1:
         return lambda take, ids: fold.in_blocks(take, map(part, ids))
     return fold.in_blocks
+
+
+def _of_weights(weighing: State) -> dict[str, Tensor]:
+    """name -> [member]: how samples were weighted last, and how sure their teacher is."""
+    if not isinstance(weighing, Weighing):
+        return {}
+    found = {"weight": weighing.weight, "effective_sample_size": weighing.effective}
+    if isinstance(weighing.learned, Learned):
+        found["hypergradient_snr"] = vmap(signal_to_noise)(weighing.learned)
+    return found
 
 
 def _rows(

@@ -35,6 +35,7 @@ class Training(NamedTuple):
     evaluate_every: Iterations = 50
     save_every: Iterations = 500
     inference_batch_size: BatchSize = 4096
+    clean_batch_size: BatchSize = 100
     accumulate: Times = 1
     precision: Precision = "float32"
     device: Device = "auto"
@@ -64,17 +65,20 @@ class Experiment(NamedTuple):
     training: Training
     fit: Fit
     outputs: Outputs
-    components: dict[str, Call]  # data, split, model, and noise, imbalance, scaling, score where given
+    components: dict[str, Call]  # data, split, model, and whatever else is given
     lists: dict[str, list[Call]]  # metrics, augment, observers, loggers
     members: list[Member]
     varying: dict[str, list[float]]  # "optimizer.learning_rate" -> one number a member, where they differ
     config: dict[str, Any]  # as given
 
 
-ROLE_KEYS = ("data", "split", "noise", "imbalance", "scaling", "model", "loss", "optimizer", "score")
+ROLE_KEYS = (
+    *("data", "split", "clean", "noise", "imbalance", "scaling", "model", "loss", "optimizer", "score"),
+    *("weighting", "reweighting"),
+)
 LISTS = {"augment": "augmentation", "metrics": "metric", "observers": "observer", "loggers": "logger"}
 RECORDS = {"training": Training, "fit": Fit, "outputs": Outputs}
-KEYS = ("name", "seed", *ROLE_KEYS, *LISTS, *RECORDS, "curriculum", "members", "arms")
+KEYS = ("name", "seed", *ROLE_KEYS, *LISTS, *RECORDS, "curriculum", "members", "arms", "controls")
 NEEDED = ("data", "split", "model", "optimizer", "training")
 
 
@@ -89,6 +93,8 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
             raise BadInput(f"a config needs a section [{key}]", key)
     config = {"loss": LOSS, **config}
     seed = units.checked(config.get("seed", 0), Seed, "seed")
+    if "reweighting" in config and "clean" not in config:
+        raise BadInput("weights are learned from clean samples: add a section [clean]", "reweighting")
     components = {key: resolve(config[key], key, key, plugins) for key in ROLE_KEYS if key in config}
     lists = {key: _list(config.get(key, []), role, key, plugins) for key, role in LISTS.items()}
     members = expand(config, plugins)

@@ -9,7 +9,7 @@ loss.
 import copy
 import itertools
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fcurr.curriculum import random
 from fcurr.errors import BadInput
@@ -17,10 +17,13 @@ from fcurr.study import units
 from fcurr.study.bind import Call, numbers, resolve, spelled
 from fcurr.study.near import near
 from fcurr.types import Seed
+from fcurr.weighting import uniform
 
 CURRICULUM = {"order": "random", "sampling": "unbalanced", "pace": "none"}  # plain training
 LOSS = "likelihood"  # of the task that the labels are
-MAY_VARY = ("seed", "optimizer", "loss", "curriculum")
+MAY_VARY = ("seed", "optimizer", "loss", "curriculum", "weighting", "reweighting", "samples")
+KEPT = 0.9  # of a batch, where no label noise says how much
+Source = Literal["train", "clean"]
 
 
 class Curriculum(NamedTuple):
@@ -38,6 +41,9 @@ class Member(NamedTuple):
     optimizer: Call
     loss: Call
     curriculum: Curriculum
+    weighting: Call | None  # in closed form; None where weights are learned, or all 1
+    reweighting: Call | None
+    samples: Source  # which are trained on
 
 
 def expand(config: Mapping[str, Any], plugins: Collection[str] = ()) -> list[Member]:
@@ -75,6 +81,25 @@ def merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def controls(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What learned weights are compared with, in every run: weights of 1, random ones, a batch without its largest
+    losses (as many as labels are wrong), and training on the clean samples alone."""
+    wanted = config.get("controls", True)
+    if not isinstance(wanted, bool):
+        raise BadInput(f"{units.written(wanted)} is neither true nor false", "controls")
+    if "reweighting" not in config or not wanted:
+        return {}
+    noise = config.get("noise", {})
+    wrong = noise.get("share") if isinstance(noise, Mapping) else None
+    share = 1 - wrong if isinstance(wrong, int | float) and 0 < wrong < 1 else KEPT
+    return {
+        "plain": {"weighting": "uniform"},
+        "random_weights": {"weighting": "random_weights"},
+        "trimmed": {"weighting": {"fn": "trimmed", "share": share}},
+        "clean_only": {"weighting": "uniform", "samples": "clean"},
+    }
+
+
 def _arms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     arms = config.get("arms", {"": {}})
     if not isinstance(arms, Mapping) or not arms:
@@ -86,7 +111,7 @@ def _arms(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
             raise BadInput(f"{units.written(change)} is not a table of changes", f"arms.{name}")
         for key in change:
             _may_vary(key, f"arms.{name}.{key}")
-    return dict(arms)
+    return {**arms, **{name: change for name, change in controls(config).items() if name not in arms}}
 
 
 def _axes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -140,16 +165,32 @@ def _member(
         }
         if parts["order"].function is not random and "score" not in config:
             raise BadInput(f"{parts['order'].name} ranks by a score: add a section [score]", "curriculum.order")
+        weighting, reweighting = (
+            resolve(own[key], key, key, plugins) if key in own else None for key in ("weighting", "reweighting")
+        )
+        ways = [reweighting if weighting is None else weighting, parts["order"]]
         return Member(
-            arm=arm or parts["order"].name,
+            arm=arm or next(way.name for way in ways if way is not None and way.function is not uniform),
             axes=axes,
             seed=units.checked(own.get("seed", 0), Seed, "seed"),
             optimizer=resolve(own["optimizer"], "optimizer", "optimizer", plugins),
             loss=resolve(own.get("loss", LOSS), "loss", "loss", plugins),
             curriculum=Curriculum(**parts),
+            weighting=weighting,
+            reweighting=reweighting,
+            samples=_source(own),
         )
     except BadInput as wrong:
         raise BadInput(str(wrong), _origin(wrong.where, arm, change, axes)) from None
+
+
+def _source(own: Mapping[str, Any]) -> Source:
+    value = own.get("samples", "train")
+    if value not in ("train", "clean"):
+        raise BadInput(f'{units.written(value)} is not "train" or "clean"', "samples")
+    if value == "clean" and "clean" not in own:
+        raise BadInput("there are no clean samples: add a section [clean]", "samples")
+    return value
 
 
 def _origin(where: str, arm: str, change: Mapping[str, Any], axes: dict[str, Any]) -> str:
@@ -170,8 +211,12 @@ def _origin(where: str, arm: str, change: Mapping[str, Any], axes: dict[str, Any
 def differing(members: list[Member]) -> dict[str, list[float]]:
     """The numbers of optimizer and loss in which members differ; anything else they must share."""
     varying: dict[str, list[float]] = {}
-    for role in ("optimizer", "loss"):
-        calls: list[Call] = [getattr(member, role) for member in members]
+    for role in ("optimizer", "loss", "reweighting"):
+        calls: list[Call] = [call for member in members if (call := getattr(member, role)) is not None]
+        if len(calls) not in (0, len(members)):
+            raise BadInput(f"members of one run share their {role}", role)
+        if not calls:
+            continue
         found = [numbers(call) for call in calls]
         for call, own in zip(calls, found, strict=True):
             if own.keys() != found[0].keys() or _shape(call) != _shape(calls[0]):

@@ -27,7 +27,8 @@ class Prepared(NamedTuple):
 
     train: Dataset  # the samples trained on, with the labels as given
     true: Tensor  # [train, ...], the labels before noise
-    id: dict[str, Tensor]  # train, validation, test -> [sample] int64, positions in the data set
+    clean: Dataset | None  # samples known to be right, which are not in `train`
+    id: dict[str, Tensor]  # train, validation, test, and clean if there is -> [sample] int64, positions in the data set
     validation: Dataset
     test: Dataset
     model: Model
@@ -55,7 +56,9 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
     for name, part in zip(split._fields, split, strict=True):
         if len(part) == 0:
             raise BadInput(f"of {len(data.y)} samples none is left to {_USE[name]}: the {name} split is empty", "split")
-    ids = split.train
+    ids, few = split.train, split.train[:0]
+    if "clean" in parts:
+        ids, few = _parted(parts["clean"], entries, ids, data.y)
     if "imbalance" in parts:
         ids = ids[guarded(parts["imbalance"], build(parts["imbalance"], entries), data.y[ids])]
     true = data.y[ids]
@@ -85,7 +88,8 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
     return Prepared(
         train=train,
         true=true,
-        id={"train": ids, "validation": split.validation, "test": split.test},
+        clean=data.part(few) if len(few) else None,
+        id={"train": ids, "validation": split.validation, "test": split.test} | ({"clean": few} if len(few) else {}),
         validation=data.part(split.validation),
         test=data.part(split.test),
         model=model,
@@ -153,6 +157,23 @@ def difficulty(experiment: Experiment, prepared: Prepared, fit: Callable[[Datase
             f"{call.name} gives {float(values[worst])} for sample {int(prepared.id['train'][worst])}", call.where
         )
     return sign * values.double().cpu()
+
+
+def _parted(call: Call, entries: dict[str, Any], ids: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(to train on, clean) of the training samples."""
+    chosen = guarded(call, build(call, entries), y[ids])
+    if not isinstance(chosen, Tensor) or chosen.ndim != 1 or chosen.dtype != torch.int64 or len(chosen) == 0:
+        raise BadInput(f"{call.name} does not give the places of some samples, [sample] int64", call.where)
+    inside = bool((chosen >= 0).all()) and bool((chosen < len(ids)).all())
+    if not inside or len(chosen.unique()) < len(chosen):
+        raise BadInput(
+            f"{call.name} gives a place twice, or one outside of the {len(ids)} training samples", call.where
+        )
+    rest = torch.ones(len(ids), dtype=torch.bool)
+    rest[chosen] = False
+    if not bool(rest.any()):
+        raise BadInput(f"{call.name} leaves no samples to train on", call.where)
+    return ids[rest], ids[chosen]
 
 
 def _finite(data: Dataset) -> None:
@@ -256,7 +277,9 @@ def _of_classes(experiment: Experiment, data: Dataset) -> None:
     if data.task == "classification":
         return
     what = "sets of classes" if data.task == "multi-label" else "numbers"
-    own = [experiment.components[key] for key in ("split", "noise", "imbalance") if key in experiment.components]
+    own = [
+        experiment.components[key] for key in ("split", "noise", "imbalance", "clean") if key in experiment.components
+    ]
     for call in [*own, *(member.curriculum.sampling for member in experiment.members)]:
         if call.function not in (
             splits.shuffled,

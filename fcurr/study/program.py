@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcurr import fold, rng, sampler, training, tree
+from fcurr import fold, rng, routes, sampler, training, tree
 from fcurr.errors import BadInput
 from fcurr.fold import InPlay, Program, Run
 from fcurr.precision import loss_scaled
+from fcurr.study import counting
 from fcurr.study.bind import Call, build, guarded, replaced, required
 from fcurr.study.config import Experiment, Training
 from fcurr.study.members import Member
 from fcurr.study.prepare import Prepared, tried
 from fcurr.training import ALONE, Team, TrainState, apart
-from fcurr.types import Batch, Dataset, Loss, Optimizer, Pace, Params
+from fcurr.types import Batch, Chosen, Dataset, Optimizer, Pace, Params
 
 SCORING, DRAWING = 1, 2  # streams of a run's seed that are not a component's own
 
@@ -34,6 +35,12 @@ def plan(experiment: Experiment, prepared: Prepared) -> list[str]:
     rows = lessons(experiment, prepared, None)
     longest, size = int(_steps(experiment, rows).max()), settings.batch_size
     lines.append(f"train {len(experiment.members)} members as one program of {longest:,} steps, batches of {size}")
+    found = counting.counting(experiment.members, prepared, size)
+    if (route := found.route) is not None:
+        note = f" ({route.why})" if route.why else ""
+        lines.append(
+            f"learn weights from {len(prepared.id['clean']):,} clean samples, {routes.TOLD[route.route]}{note}"
+        )
     lines.append(f"compare {', '.join(dict.fromkeys(member.arm for member in experiment.members))}")
     return lines
 
@@ -77,42 +84,58 @@ def train_program(
     rows = lessons(experiment, prepared, scores)
     steps = _steps(experiment, rows)
     varying = {path: torch.tensor(values) for path, values in experiment.varying.items()} | {"total_iterations": steps}
-    table = _in_play(members[0].loss, prepared, rows)
+    found = counting.counting(members, prepared, settings.batch_size)
+    if len(found.table) > 1:
+        varying[counting.WHICH] = found.which
+    whole = _whole(prepared)
+    table = _in_play([members[0].loss, *(call for call in found.table if call is not None)], prepared, whole, rows)
     if isinstance(table, InPlay):
         varying["counts"] = table.counts[:, -1]
+    device = chosen(settings.device)
+    batches = counting.clean_batches(prepared, settings.clean_batch_size, team, device)
 
-    def recipe(own: Params) -> tuple[Loss, Optimizer]:
-        calls = {"loss": members[0].loss, "optimizer": members[0].optimizer}
+    def recipe(own: Params) -> counting.Parts:
+        calls = {role: getattr(members[0], role) for role in ("loss", "optimizer", "reweighting")}
         flowing = {key: value for key, value in own.items() if key in ("total_iterations", "counts")}
         entries = {**prepared.entries, **flowing}  # a schedule counts updates
         for path, value in own.items():
             role, _, inner = path.partition(".")
             if inner:
                 calls[role] = replaced(calls[role], inner, value)
-        return build(calls["loss"], entries), _scaled(build(calls["optimizer"], entries), settings)
+        return counting.Parts(
+            model=apart(prepared.model, team),
+            loss=build(calls["loss"], entries),
+            optimizer=_scaled(build(calls["optimizer"], entries), settings),
+            reweighting=None if calls["reweighting"] is None else build(calls["reweighting"], entries),
+            entries=entries,
+            which=own.get(counting.WHICH, torch.zeros((), dtype=torch.int64)),
+        )
 
     def step(own: Params, state: TrainState, batch: Batch) -> TrainState:
-        loss, optimizer = recipe(own)
         move = partial(
-            training.train_step,
-            model=apart(prepared.model, team),
-            loss=loss,
-            optimizer=optimizer,
-            augment=prepared.augment,
+            counting.step,
+            found=found,
+            parts=recipe(own),
+            prepared=prepared,
+            clean_batch=batches,
             accumulate=settings.accumulate,
-            shared=team.shared,
+            team=team,
         )
         return training.skipping(state, batch, step=move) if settings.on_nonfinite == "skip" else move(state, batch)
 
     def advance(own: Params, state: TrainState, metric: Tensor) -> TrainState:
-        return training.heard(state, metric, optimizer=recipe(own)[1])
+        return training.heard(state, metric, optimizer=recipe(own).optimizer)
 
-    optimizer = recipe({path: values[0] for path, values in varying.items()})[1]
-    starts = {m.seed: training.train_start(m.seed, model=prepared.model, optimizer=optimizer) for m in members}
+    parts = recipe({path: values[0] for path, values in varying.items()})
+    starts = {}
+    for seed in dict.fromkeys(member.seed for member in members):
+        state = training.train_start(seed, model=prepared.model, optimizer=parts.optimizer)
+        starts[seed] = state._replace(weighing=counting.begun(found, parts.reweighting, seed))
+    optimizer = parts.optimizer
     program = Program(
         step=step,
         varying=varying,
-        data=prepared.train,
+        data=whole,
         lessons=rows,
         batch_size=settings.batch_size,
         clock=settings.clock,
@@ -173,13 +196,26 @@ def chosen(device: str) -> torch.device:
     return found
 
 
-def _in_play(loss: Call, prepared: Prepared, rows: sampler.Lessons) -> InPlay | tuple[()]:
-    """The classes in play, if the loss asks for their counts."""
-    if "counts" not in required(loss.function):
+def _in_play(calls: list[Call], prepared: Prepared, whole: Dataset, rows: sampler.Lessons) -> InPlay | tuple[()]:
+    """The classes in play, if the loss or a weighting asks for their counts."""
+    asking = [call for call in calls if "counts" in required(call.function)]
+    if not asking:
         return ()
     if prepared.train.task != "classification":
-        raise BadInput(f"{loss.name} wants a class a sample", "loss")
-    return fold.in_play(rows, prepared.train.y, len(prepared.train.classes))
+        raise BadInput(f"{asking[0].name} wants a class a sample", asking[0].where)
+    return fold.in_play(rows, whole.y, len(whole.classes))
+
+
+def _whole(prepared: Prepared) -> Dataset:
+    """What can be drawn: the training samples, and after them the clean ones."""
+    train, clean = prepared.train, prepared.clean
+    if clean is None:
+        return train
+    y = torch.cat([train.y, clean.y])
+    if isinstance(train.x, Tensor) and isinstance(clean.x, Tensor):
+        return train._replace(x=torch.cat([train.x, clean.x]), y=y)
+    assert isinstance(train.x, Chosen) and isinstance(clean.x, Chosen)
+    return train._replace(x=Chosen(train.x.rows, torch.cat([train.x.ids, clean.x.ids])), y=y)
 
 
 def _steps(experiment: Experiment, rows: sampler.Lessons) -> Tensor:
@@ -195,14 +231,21 @@ def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -
     sizes: dict[str, Tensor] = {}
     rows: list[tuple[int, int]] = []
     ranked = torch.zeros(len(prepared.train.y)) if scores is None else scores
+    clean = len(prepared.train.y) + torch.arange(0 if prepared.clean is None else len(prepared.clean.y))
     for member in experiment.members:
         own = member.curriculum
         entries = {**prepared.entries, "seed": member.seed}
         order_key, pace_key = repr((own.order, own.sampling, member.seed)), repr((own.pace, member.seed))
+        if member.samples == "clean":
+            order_key, pace_key = "clean", "clean"
         if order_key not in orders:
-            orders[order_key] = _order(member, entries, ranked, prepared.train.y)
+            everything = torch.arange(len(prepared.train.y))
+            drawn = everything if member.samples == "clean" else _order(member, entries, ranked, prepared.train.y)
+            orders[order_key] = torch.cat([clean, drawn] if member.samples == "clean" else [drawn, clean])
         if pace_key not in sizes:
-            sizes[pace_key] = _sizes(own.pace, entries)
+            total = entries["total_iterations"] + 1
+            whole = torch.full((total,), len(clean))
+            sizes[pace_key] = whole if member.samples == "clean" else _sizes(own.pace, entries)
         rows.append((list(orders).index(order_key), list(sizes).index(pace_key)))
     seeds = torch.tensor([member.seed for member in experiment.members])
     return sampler.Lessons(

@@ -18,6 +18,7 @@ class Role(NamedTuple):
     given: frozenset[str]  # what the run gives by name to a function that asks for it
 
 
+_RESULTS = ("Dataset", "Model", "Optimizer", "Logger", "Reweighting")
 _EARLY = frozenset({"seed"})
 _SHAPED = _EARLY | {"features", "classes", "task"}
 _LONG = _SHAPED | {"dataset_size", "total_iterations", "batch_size"}
@@ -27,6 +28,7 @@ ROLES = {
     "data": Role("fcurr.io.datasets", ((),), "which samples are there?", _EARLY),
     "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?", _SHAPED),
     "noise": Role("fcurr.data.labels", (("y",),), "which labels are made wrong?", _SHAPED),
+    "clean": Role("fcurr.data.clean", (("y",),), "which are known to be right?", _SHAPED),
     "imbalance": Role("fcurr.data.imbalance", (("y",),), "which classes are made rare?", _SHAPED),
     "scaling": Role("fcurr.data.scalings", (("x",),), "in what units are the samples?", _SHAPED),
     "augmentation": Role("fcurr.data.augmentations", (("batch", "place"),), "what is changed at random?", _SHAPED),
@@ -36,6 +38,10 @@ ROLES = {
     "optimizer": Role("fcurr.optim", ((),), "how do gradients move parameters?", _WHOLE),
     "learning_rate": Role("fcurr.schedules", (("iteration",),), "how far, and when?", _WHOLE),
     "score": Role("fcurr.scoring", (("params", "batch"), ("data",)), "how hard is a sample?", _WHOLE | {"fit"}),
+    "weighting": Role(
+        "fcurr.weighting", (("past", "losses", "batch"),), "how much does each count?", _WHOLE | {"counts"}
+    ),
+    "reweighting": Role("fcurr.bilevel.methods", ((),), "how is that learned?", _WHOLE),
     "order": Role("fcurr.curriculum", (("scores",),), "which samples first?", _WHOLE),
     "sampling": Role("fcurr.curriculum", (("order", "y"),), "in which class balance?", _WHOLE),
     "pace": Role("fcurr.pacing", (("state", "iteration"),), "how many are in play?", _WHOLE),
@@ -72,10 +78,10 @@ def names(role: str) -> list[str]:
 
 
 def _returns_component(node: ast.FunctionDef) -> bool:
-    """A role without flowing arguments is told by what is returned: a Dataset, a Model, an Optimizer."""
+    """A role without flowing arguments is told by what is returned: a Dataset, a Model, an Optimizer, and so on."""
     if node.args.args or node.args.posonlyargs:
         return True
-    return isinstance(node.returns, ast.Name) and node.returns.id in ("Dataset", "Model", "Optimizer", "Logger")
+    return isinstance(node.returns, ast.Name) and node.returns.id in _RESULTS
 
 
 def _sources(module: str) -> Iterator[tuple[str, str]]:
