@@ -35,6 +35,7 @@ class Outcome(NamedTuple):
     prepared: Prepared
     scores: Tensor | None  # [train] float64, larger is harder
     journey: Journey  # at the end
+    varying: Params  # hyperparameters in which members differ: name -> [member]
 
 
 class Setting(NamedTuple):
@@ -111,13 +112,13 @@ def start_or_continue(
         here = Setting(folder, parallel.agreed(asked, team), team, loggers)
         try:
             scores = _scores(experiment, prepared, here) if "score" in experiment.components else None
-            journey = _train(experiment, prepared, scores, here)
+            journey, varying = _train(experiment, prepared, scores, here)
         except (Stopped, Diverged, BadInput) as halt:
             status = {Stopped: "interrupted", Diverged: "diverged"}.get(type(halt), "failed")
             if writes:
                 files.write_json(folder / store.STATUS, {"status": status, "detail": str(halt)})
             raise
-    return Outcome(experiment, prepared, scores, journey)
+    return Outcome(experiment, prepared, scores, journey, varying)
 
 
 def _scores(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tensor:
@@ -159,7 +160,8 @@ def _scores(experiment: Experiment, prepared: Prepared, setting: Setting) -> Ten
     return scores
 
 
-def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, here: Setting) -> Journey:
+def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, here: Setting) -> tuple[Journey, Params]:
+    """The end of the journey, and the hyperparameters in which members differ."""
     program, run = train_program(experiment, prepared, scores, here.team)
     members, settings = experiment.members, experiment.training
     watched = watching.observers(
@@ -240,7 +242,7 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
         fetch=fetching(prepared.train, device, here.team),
         observers=watched,
     )
-    return travel(program, start, watch, look)
+    return travel(program, start, watch, look), program.varying
 
 
 def fetching(data: Dataset, device: torch.device, team: Team = ALONE) -> Fetch:

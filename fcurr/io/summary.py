@@ -12,14 +12,15 @@ from torch import Tensor
 
 from fcurr import evaluating, observe, training
 from fcurr.evaluating import Answers
-from fcurr.io import files, predictions, store
+from fcurr.io import files, predictions, store, tables
 from fcurr.io.report import Arm, Picture, Story, render
 from fcurr.io.runner import Outcome, fetching
 from fcurr.io.watching import finite
 from fcurr.observe import Record
+from fcurr.reweighting import Weighing
 from fcurr.study.config import Experiment
 from fcurr.study.prepare import Prepared
-from fcurr.study.program import placed
+from fcurr.study.program import placed, weights
 from fcurr.types import Dataset, Params
 
 HARDEST, SHOWN = 0.4, 18  # the share of the samples searched for wrong labels; pictures shown of either kind
@@ -173,6 +174,7 @@ def write(outcome: Outcome, folder: Path) -> dict[str, Any]:
     rows, found_out = store.metrics(folder), results(outcome, seen)
     predictions.write_table(folder / store.TABLE, pyarrow.Table.from_pylist(rows))
     _write_predictions(outcome, folder / store.PREDICTIONS, seen.answers)
+    _write_weights(outcome, folder / store.WEIGHTS)
     files.write_json(folder / store.RESULTS, found_out)
     files.write(folder / store.REPORT, render(story(outcome, folder, found_out)))
     return found_out
@@ -188,6 +190,18 @@ def _write_predictions(outcome: Outcome, folder: Path, of_test: Answers) -> None
             data = placed(getattr(prepared, name), run.iteration.device)
             answers = of_test if name == "test" else _answers(outcome, data, record.best)
             predictions.write(folder / f"{name}.parquet", data, prepared.id[name], answers, arms)
+
+
+def _write_weights(outcome: Outcome, path: Path) -> None:
+    """What samples count in the end, where they are weighted."""
+    run, _ = outcome.journey
+    data = placed(outcome.prepared.train, run.iteration.device)
+    if not isinstance(run.train.weighing, Weighing):
+        return
+    losses = _answers(outcome, data, training.variables(run.train)).losses
+    found = weights(outcome.experiment, outcome.prepared, outcome.varying, run.train, losses)
+    if found is not None:
+        tables.write_weights(path, outcome.prepared, found, losses, [m.arm for m in outcome.experiment.members])
 
 
 def story(outcome: Outcome, folder: Path, found_out: dict[str, Any]) -> Story:

@@ -32,6 +32,24 @@ def write_scores(path: Path, prepared: Prepared, scores: Tensor, *, recipe: dict
     write_table(path, table.replace_schema_metadata(facts))
 
 
+def write_weights(path: Path, prepared: Prepared, weights: Tensor, losses: Tensor, arms: list[str]) -> None:
+    """A row a member and training sample, for the state after the last step: the label as given and before noise, the
+    loss, and how much the sample counts."""
+    members, samples = weights.shape
+    table = pyarrow.table(
+        {
+            "member": torch.arange(members).repeat_interleave(samples).numpy(),
+            "arm": [arm for arm in arms for _ in range(samples)],
+            "id": prepared.id["train"].repeat(members).numpy(),
+            "label": named(prepared.train.y, prepared.train) * members,
+            "true_label": named(prepared.true, prepared.train) * members,
+            "loss": losses.flatten().cpu().numpy(),
+            "weight": weights.flatten().cpu().numpy(),
+        }
+    )
+    write_table(path, table)
+
+
 def read_scores(path: Path, ids: Tensor) -> Tensor:
     """[train] float64: the scores of these samples, matched by id."""
     try:

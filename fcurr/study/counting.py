@@ -136,6 +136,24 @@ def step(
     return training.train_step(state, batch, **shared)
 
 
+def weights(
+    state: TrainState,
+    losses: Tensor,
+    batch: Batch,
+    found: Counting,
+    parts: Parts,
+    clean_batch: Callable[[Place], Batch] | None,
+) -> Tensor:
+    """[batch] how much samples of these losses count for a member's state."""
+    past = reweighting.past(state)
+    if found.route is None:
+        return weigher(found, parts.entries, parts.which)(past, losses, batch)
+    assert parts.reweighting is not None and clean_batch is not None
+    recipe = Recipe(parts.model, parts.loss, parts.optimizer, clean_batch, found.route.route)
+    own = parts.reweighting.weigh(state, losses, batch, recipe=recipe)
+    return settled(found, parts.entries, parts.which)(own, past, losses, batch)
+
+
 def begun(found: Counting, method: Reweighting | None, seed: int) -> State:
     """What a member remembers of its weights, before the first step."""
     if found.route is not None and method is not None:

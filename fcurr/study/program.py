@@ -94,22 +94,7 @@ def train_program(
     device = chosen(settings.device)
     batches = counting.clean_batches(prepared, settings.clean_batch_size, team, device)
 
-    def recipe(own: Params) -> counting.Parts:
-        calls = {role: getattr(members[0], role) for role in ("loss", "optimizer", "reweighting")}
-        flowing = {key: value for key, value in own.items() if key in ("total_iterations", "counts")}
-        entries = {**prepared.entries, **flowing}  # a schedule counts updates
-        for path, value in own.items():
-            role, _, inner = path.partition(".")
-            if inner:
-                calls[role] = replaced(calls[role], inner, value)
-        return counting.Parts(
-            model=apart(prepared.model, team),
-            loss=build(calls["loss"], entries),
-            optimizer=_scaled(build(calls["optimizer"], entries), settings),
-            reweighting=None if calls["reweighting"] is None else build(calls["reweighting"], entries),
-            entries=entries,
-            which=own.get(counting.WHICH, torch.zeros((), dtype=torch.int64)),
-        )
+    recipe = partial(_parts, experiment, prepared, team)
 
     def step(own: Params, state: TrainState, batch: Batch) -> TrainState:
         move = partial(
@@ -144,6 +129,48 @@ def train_program(
         advance=vmap(advance) if optimizer.advance is not Optimizer._field_defaults["advance"] else None,
     )
     return _ready(program, tree.stack([starts[m.seed] for m in members]), settings, team)
+
+
+def _parts(experiment: Experiment, prepared: Prepared, team: Team, own: Params) -> counting.Parts:
+    """What a step of one member is made of; `own` are its numbers."""
+    calls = {role: getattr(experiment.members[0], role) for role in ("loss", "optimizer", "reweighting")}
+    flowing = {key: value for key, value in own.items() if key in ("total_iterations", "counts")}
+    entries = {**prepared.entries, **flowing}  # a schedule counts updates
+    for path, value in own.items():
+        role, _, inner = path.partition(".")
+        if inner:
+            calls[role] = replaced(calls[role], inner, value)
+    return counting.Parts(
+        model=apart(prepared.model, team),
+        loss=build(calls["loss"], entries),
+        optimizer=_scaled(build(calls["optimizer"], entries), experiment.training),
+        reweighting=None if calls["reweighting"] is None else build(calls["reweighting"], entries),
+        entries=entries,
+        which=own.get(counting.WHICH, torch.zeros((), dtype=torch.int64)),
+    )
+
+
+def weights(
+    experiment: Experiment, prepared: Prepared, varying: Params, states: TrainState, losses: Tensor
+) -> Tensor | None:
+    """[member, sample] how much each training sample counts for the states of members, given its losses [member,
+    sample]; None if samples are not weighted."""
+    settings = experiment.training
+    found = counting.counting(experiment.members, prepared, settings.batch_size)
+    if found.table == [None] and found.route is None:
+        return None
+    device = losses.device
+    batches = counting.clean_batches(prepared, settings.clean_batch_size, ALONE, device)
+    rows = []
+    for place, state in enumerate(tree.apart(states)):
+        parts = _parts(experiment, prepared, ALONE, tree.member(varying, place))
+        chunks = torch.arange(losses.shape[1], device=device).split(settings.inference_batch_size)
+        own = [
+            counting.weights(state, losses[place, ids], prepared.train.take(ids), found, parts, batches)
+            for ids in chunks
+        ]
+        rows.append(torch.cat(own))
+    return torch.stack(rows)
 
 
 def _scaled(optimizer: Optimizer, settings: Training) -> Optimizer:
