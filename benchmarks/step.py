@@ -23,11 +23,11 @@ def by_func(step):
     """The same step, its gradient taken by torch.func as under a transform."""
 
     def go(state, batch):
-        own, autodiff._transformed = autodiff._transformed, lambda params: True
+        own, autodiff.transformed = autodiff.transformed, lambda params: True
         try:
             return step(state, batch)
         finally:
-            autodiff._transformed = own
+            autodiff.transformed = own
 
     return go
 

@@ -90,11 +90,11 @@ def after(made, steps):
 def main():
     implicit = partial(conjugate_gradient, iterations=12)
 
-    # One step from the same state, by the minimum and by 300 steps to it: Adam's first memory is a tenth of the gradient.
+    # One step from the same state, by the minimum and by 300 steps to it; Adam then remembers a tenth of the gradient.
     by = {name: tuned(method, unroll=300) for name, method in (("implicit", implicit), ("as taken", None))}
     first = {name: made.step(made.init(0))["penalties"].memory.first["raw"] for name, made in by.items()}
     error = (first["implicit"] - first["as taken"]).norm() / first["as taken"].norm()
-    assert error < 1e-4, error
+    assert error < 1e-3, error
 
     found = {
         "nearly none": after(tuned(implicit), 1),

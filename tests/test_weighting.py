@@ -381,7 +381,7 @@ def test_compiled_superloss_is_the_same_also_where_its_form_ends():
 def test_the_weight_of_superloss_minimises_its_objective(loss, threshold, penalty):
     objective = lambda sigma: (loss - threshold) * sigma + penalty * np.log(sigma) ** 2  # noqa: E731
     found = one(weighting.superloss, loss, threshold=threshold, penalty=penalty)
-    best = minimize_scalar(
+    best: Any = minimize_scalar(
         lambda log: objective(np.exp(log)), bounds=(-12, 1), method="bounded", options={"xatol": 1e-12}
     )
     assert 0 < found <= math.e + 1e-12
