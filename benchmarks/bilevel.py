@@ -133,10 +133,10 @@ def learned(build, batch: Batch, clean: Batch, order: methods.Order, route: str)
     """(method step, its first state)."""
     model = models.from_module(build=build)
     optimizer = optim.sgd(learning_rate=RATE, momentum=MOMENTUM)
-    method = methods.meta_weight_net(learning_rate=META, warm_up=0, order=order)
+    method = methods.meta_weight_net(learning_rate=META, warm_up=0, clean_weight=0.0, order=order)
     recipe = Recipe(model, losses.cross_entropy, optimizer, lambda place: clean, route)  # type: ignore[arg-type]
     start = training.train_start(0, model=model, optimizer=optimizer)
-    return partial(method.step, recipe=recipe), start._replace(weighing=reweighting.begun(method.init(0)))
+    return partial(method.step, recipe=recipe), start._replace(weighing=reweighting.begun(method.init(0, start.params)))
 
 
 def one(name: str) -> None:

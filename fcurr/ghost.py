@@ -39,6 +39,7 @@ _LAYERS: dict[Any, Slots] = {
     F.embedding: ((1, "weight"),),
 }
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 3e-2}  # shares of the sum of all products
 
 
 class Use(NamedTuple):
@@ -83,15 +84,17 @@ def backprops(function: Callable[[Params], tuple[Tensor, Buffers]], params: Para
     edges: list[Any] = []
 
     def noted(out: Tensor) -> Tensor:
-        edges.append(get_gradient_edge(out))
+        edges.append(get_gradient_edge(out) if out.requires_grad else None)
         return out
 
     watch = _Watch(leaves, noted)
     with torch.enable_grad(), watch:
         losses, buffers = function(leaves)
-    found = torch.autograd.grad(losses.sum(), edges)
-    loose = partial(_with_tensors, change=Tensor.detach)
-    return Backprops(losses.detach(), detached(buffers), [*map(loose, watch.uses)], [*found], params)
+    live = [(use, edge) for use, edge in zip(watch.uses, edges, strict=True) if edge is not None]
+    found = torch.autograd.grad(losses.sum(), [edge for _, edge in live], allow_unused=True) if live else ()
+    reached = [(use, b) for (use, _), b in zip(live, found, strict=True) if b is not None]
+    uses = [_with_tensors(use, Tensor.detach) for use, _ in reached]
+    return Backprops(losses.detach(), detached(buffers), uses, [b for _, b in reached], params)
 
 
 def _tapped(function: Callable[[Params], tuple[Tensor, Buffers]], params: Params) -> Backprops:
@@ -141,9 +144,16 @@ def along(found: Backprops, direction: Params) -> Tensor:
     size = len(found.losses)
     parts = []
     for use, cotangent in zip(found.uses, found.cotangents, strict=True):
+        use = _in_type_of(use, direction)
         tangent = use.called([_of(use, slot, name, direction) for slot, name in enumerate(use.names)])
-        parts.append(_by_sample(cotangent * tangent, size))
-    return torch.stack(parts).sum(0)
+        parts.append((cotangent * tangent).reshape(size, -1).sum(1))
+    return torch.stack(parts).sum(0) if parts else torch.zeros_like(found.losses)
+
+
+def _in_type_of(use: Use, params: Params) -> Use:
+    """The same use in the parameters' type, where torch.autocast has chosen another."""
+    dtype = next(iter(params.values())).dtype
+    return _with_tensors(use, lambda x: x.to(dtype) if x.is_floating_point() else x)
 
 
 def _of(use: Use, slot: int, name: str | None, direction: Params) -> Tensor | None:
@@ -152,17 +162,6 @@ def _of(use: Use, slot: int, name: str | None, direction: Params) -> Tensor | No
         return direction[name]
     fixed = use.given(slot)
     return None if fixed is None else torch.zeros_like(fixed)
-
-
-def _by_sample(x: Tensor, size: int) -> Tensor:
-    """[batch] sums over all that belongs to a sample."""
-    axis = _axis(x, size)
-    return x.reshape(size, -1).sum(1) if axis == 0 else x.movedim(axis, 0).flatten(1).sum(1)
-
-
-def _axis(x: Tensor, size: int) -> int:
-    """The axis of samples: the first of their number, else the first (samples and positions in one)."""
-    return next((axis for axis, length in enumerate(x.shape[:-1]) if length == size), 0)
 
 
 def weighted(found: Backprops, weights: Tensor) -> Params:
@@ -175,10 +174,11 @@ def weighted(found: Backprops, weights: Tensor) -> Params:
 
 
 def _times(cotangent: Tensor, weights: Tensor) -> Tensor:
-    axis = _axis(cotangent, len(weights))
-    if cotangent.shape[axis] != len(weights):  # samples and positions in one axis
-        weights = weights.repeat_interleave(cotangent.shape[0] // len(weights))
-    return cotangent * weights.to(cotangent.dtype).reshape(-1, *[1] * (cotangent.ndim - axis - 1))
+    """Samples come first, alone or in one axis with positions."""
+    each = weights.to(cotangent.dtype)
+    if len(cotangent) != len(each):
+        each = each.repeat_interleave(len(cotangent) // len(each))
+    return cotangent * each.reshape(-1, *[1] * (cotangent.ndim - 1))
 
 
 def _pulled(use: Use, cotangent: Tensor) -> Params:
@@ -229,6 +229,14 @@ def _pulled_convolution(use: Use, cotangent: Tensor, shape: list[Any]) -> list[T
 
 def _pulled_anyhow(use: Use, cotangent: Tensor) -> list[Tensor | None]:
     fixed = [use.given(slot) for slot in range(len(use.slots))]
+    use = _in_type_of(
+        use,
+        {
+            name: tensor
+            for tensor, name in zip(fixed, use.names, strict=True)
+            if tensor is not None and name is not None
+        },
+    )
     learned = [tensor for tensor, name in zip(fixed, use.names, strict=True) if name is not None]
 
     def layer(*own: Tensor) -> Tensor:
@@ -251,6 +259,12 @@ def refusal(function: Callable[[Params], tuple[Tensor, Buffers]], params: Params
     if found.losses.ndim != 1:
         return "meta parameters see outputs, more than a number a sample"
     size = len(found.losses)
+    for use, cotangent in zip(found.uses, found.cotangents, strict=True):
+        if cotangent.dtype == torch.float16:
+            return "gradients in float16 want their scale from the start"
+        if len(cotangent) % size:
+            name = next(name for name in use.names if name is not None)
+            return f"the parameter {name!r} is not used sample by sample"
     key = torch.arange(size, device=found.losses.device)
     weights = rng.uniform(1, key).to(found.losses.dtype) + 0.5
     direction = {
@@ -262,8 +276,7 @@ def refusal(function: Callable[[Params], tuple[Tensor, Buffers]], params: Params
     _, _, grads = losses_and_grad(function, params, weights)
     right, each = tree.dot(grads, direction), along(found, direction)
     scale = sum(((g * d).abs().sum() for g, d in zip(tree.leaves(grads), tree.leaves(direction), strict=True)))
-    close = 1e-3 if found.losses.dtype == torch.float32 else 1e-2
-    close = 1e-9 if found.losses.dtype == torch.float64 else close
+    close = max((CLOSE[cotangent.dtype] for cotangent in found.cotangents), default=0.0)
     if not bool(((weights * each).sum() - right).abs() <= close * scale):
         return "what belongs to one sample cannot be told from what belongs to others"
     return ""
@@ -292,15 +305,21 @@ class _Watch(TorchFunctionMode):
         if func not in _LAYERS:
             found = func(*args, **kwargs)
             if any(isinstance(leaf, Tensor) for leaf in tree.leaves([found])):
-                raise _Refused(f"the parameter {known[0]!r} is used by {getattr(func, '__name__', func)}")
+                raise _Refused(f"the parameter {known[0]!r} is used by {_name(func)}")
             return found  # its shape, or its type
         use = Use(func, tuple(args), dict(kwargs), _LAYERS[func], ())
         names = tuple(self.names.get(id(use.given(slot))) for slot in range(len(use.slots)))
         if sum(name is not None for name in names) < len(known) or (func is F.embedding and _padded(args, kwargs)):
-            raise _Refused(f"the parameter {known[0]!r} is used by {getattr(func, '__name__', func)}")
+            raise _Refused(f"the parameter {known[0]!r} is used by {_name(func)}")
         out = self.touch(func(*args, **kwargs))
         self.uses.append(use._replace(names=names))
         return out
+
+
+def _name(function: Any) -> str:
+    """Of an operation; an attribute, like T, by its own."""
+    name = getattr(function, "__name__", str(function))
+    return getattr(function.__self__, "__name__", name) if name == "__get__" else name
 
 
 def _padded(args: Any, kwargs: Any) -> bool:

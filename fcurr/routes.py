@@ -11,6 +11,7 @@ sample, s_i = <grad losses_i, direction>. Three routes to the second, the same n
 `chosen` tries them in this order and says why.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
@@ -91,5 +92,7 @@ def chosen(function: Losses, params: Params) -> Choice:
 def _operation(wrong: Exception) -> str:
     """The operation that an error of torch is about."""
     first = (str(wrong).strip().splitlines() or [type(wrong).__name__])[0]
+    if found := re.search(r"forward AD with (\S+) that", first):
+        return found[1]
     marks = [word.strip("'`\".,") for word in first.split() if "::" in word or word.startswith(("_", "'", "`", "aten"))]
     return marks[0] if marks else first

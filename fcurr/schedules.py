@@ -13,6 +13,11 @@ def constant(iteration: Tensor, *, learning_rate: Rate) -> Tensor:
     return torch.as_tensor(learning_rate, dtype=torch.float64, device=iteration.device).expand(iteration.shape)
 
 
+def linear(iteration: Tensor, *, initial: Rate, final: Rate, total_iterations: Iterations) -> Tensor:
+    """In a straight line from one number to another, where it stays."""
+    return initial + (final - initial) * (iteration.double() / total_iterations).clamp(max=1.0)
+
+
 def step(iteration: Tensor, *, learning_rate: Rate, every: Iterations, factor: Decay = 0.1) -> Tensor:
     """Falls by a factor every so many iterations: rate = learning_rate * factor^floor(iteration / every)."""
     return learning_rate * factor ** (iteration // every).double()

@@ -39,6 +39,7 @@ class Recipe(NamedTuple):
     accumulate: Times = 1
     shared: Callable[[Found], Found] = alone
     settle: Settle = as_they_are  # what becomes of the weights: where members of a run are controls
+    learns: Tensor | float = 1.0  # [] 0 for a control, which does not train on clean samples
 
 
 class Weights(NamedTuple):
@@ -55,39 +56,43 @@ class Learned(NamedTuple):
     optimizer: State
     mean: Params  # running mean of the hypergradient
     square: Tensor  # [] running mean of its squared norm
+    clean: Params  # gradient of the clean loss where the model stands, if clean samples are trained on as well
 
 
-def learned_start(seed: int, *, weights: Weights, optimizer: Optimizer) -> Learned:
-    """Before the first step."""
-    params = weights.init(seed)
-    zeros = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
-    return Learned(params=params, optimizer=optimizer.init(params), mean=zeros, square=torch.zeros(()))
+def learned_start(seed: int, params: Params, *, weights: Weights, optimizer: Optimizer, clean_weight: float) -> Learned:
+    """Before the first step of a model with these parameters."""
+    own = weights.init(seed)
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in own.items()}
+    clean = {name: torch.zeros_like(leaf) for name, leaf in params.items()} if clean_weight else {}
+    return Learned(params=own, optimizer=optimizer.init(own), mean=zeros, square=torch.zeros(()), clean=clean)
 
 
-def weights_after(
-    state: TrainState, batch: Batch, *, recipe: Recipe, weights: Weights, optimizer: Optimizer, warm_up: int
-) -> TrainState:
-    """A step with the weights as they are; then they move by what the step did to the loss of clean samples.
+class Teaching(NamedTuple):
+    """How weights learn."""
 
-    In the first `warm_up` steps all samples count 1, and the weights do not move.
-    """
+    weights: Weights
+    optimizer: Optimizer  # of what is learned
+    warm_up: int  # steps in which all samples count 1, and nothing is learned
+    clean_weight: float  # how much the mean loss of clean samples counts in a step
+
+
+def weights_after(state: TrainState, batch: Batch, *, recipe: Recipe, teaching: Teaching) -> TrainState:
+    """A step with the weights as they are; then they move by what the step did to the loss of clean samples."""
     batch = recipe.augment(batch, (state.key, state.iteration))
-    look = _look(state, batch, recipe, weights, optimizer, warm_up)
-    return look.after
+    return _look(state, batch, recipe, teaching).after
 
 
-def weights_first(
-    state: TrainState, batch: Batch, *, recipe: Recipe, weights: Weights, optimizer: Optimizer, warm_up: int
-) -> TrainState:
+def weights_first(state: TrainState, batch: Batch, *, recipe: Recipe, teaching: Teaching) -> TrainState:
     """The weights move first, by what a step with the old ones would do; then the step is taken with the new ones.
 
     Shu et al. (2019), Meta-Weight-Net, algorithm 1, with the optimizer's own step for the virtual one.
     """
     batch = recipe.augment(batch, (state.key, state.iteration))
-    look = _look(state, batch, recipe, weights, optimizer, warm_up)
+    look = _look(state, batch, recipe, teaching)
     learned: Learned = look.after.weighing.learned
-    counts = counted(state, batch, look.here, learned.params, recipe, weights, warm_up)
-    return taken(state, look.here, counts, recipe, learned)
+    counts = counted(state, batch, look.here, learned.params, recipe, teaching)
+    clean: Params = state.weighing.learned.clean
+    return taken(state, look.here, counts, recipe, learned, clean, teaching.clean_weight)
 
 
 class Look(NamedTuple):
@@ -95,20 +100,19 @@ class Look(NamedTuple):
     after: TrainState
 
 
-def _look(
-    state: TrainState, batch: Batch, recipe: Recipe, weights: Weights, optimizer: Optimizer, warm_up: int
-) -> Look:
+def _look(state: TrainState, batch: Batch, recipe: Recipe, teaching: Teaching) -> Look:
     learned: Learned = state.weighing.learned
     here = reweighting.looked(
         state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=recipe.accumulate
     )
 
     def own(params: Params) -> tuple[Tensor, Any]:
-        return counted(state, batch, here, params, recipe, weights, warm_up), ()
+        return counted(state, batch, here, params, recipe, teaching), ()
 
     counts, _, pulled_weights = linearised(own, learned.params)
     factor = recipe.optimizer.scale(state.optimizer) / len(batch.id)
     mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
+    grads = _anchored(grads, learned.clean, factor * len(batch.id) * teaching.clean_weight, recipe)
 
     def moved(grads: Params) -> tuple[Params, State]:
         return recipe.optimizer.update(grads, state.optimizer, state.params)
@@ -117,23 +121,39 @@ def _look(
     v = outer_gradient(params, buffers, (state.key, state.iteration), recipe)
     s = here.along(pulled_update(v))
     h = recipe.shared((mean, {}, pulled_weights(s * factor)))[2]
-    learned = _moved(learned, h, state.iteration >= warm_up, optimizer)
+    learned = _moved(learned, h, state.iteration >= teaching.warm_up, teaching.optimizer)
+    learned = learned._replace(clean=v if teaching.clean_weight else {})
     return Look(here, _state(state, params, buffers, memory, mean, here, counts, learned))
 
 
-def counted(
-    state: TrainState, batch: Batch, here: Near, params: Params, recipe: Recipe, weights: Weights, warm_up: int
-) -> Tensor:
+def counted(state: TrainState, batch: Batch, here: Near, params: Params, recipe: Recipe, teaching: Teaching) -> Tensor:
     """[batch] how much each sample counts."""
-    own = weights.weigh(params, here.losses, batch)
+    own = teaching.weights.weigh(params, here.losses, batch)
     own = recipe.settle(own, reweighting.past(state), here.losses, batch)
-    return torch.where(state.iteration >= warm_up, own, torch.ones_like(own))
+    return torch.where(state.iteration >= teaching.warm_up, own, torch.ones_like(own))
 
 
-def taken(state: TrainState, here: Near, counts: Tensor, recipe: Recipe, learned: State) -> TrainState:
-    """A step down the gradient of the mean of counts times losses."""
-    factor = recipe.optimizer.scale(state.optimizer) / len(counts)
+def _anchored(grads: Params, clean: Params, weight: Tensor | float, recipe: Recipe) -> Params:
+    """Gradients, with those of clean samples added."""
+    weight = weight * recipe.learns
+    return {name: leaf + weight * clean[name] for name, leaf in grads.items()} if clean else grads
+
+
+def taken(
+    state: TrainState,
+    here: Near,
+    counts: Tensor,
+    recipe: Recipe,
+    learned: State,
+    clean: Params,
+    clean_weight: float,
+) -> TrainState:
+    """A step down the gradient of the mean of counts times losses, and of the clean loss by its weight; `clean` is its
+    gradient, {} to leave it out."""
+    scale = recipe.optimizer.scale(state.optimizer)
+    factor = scale / len(counts)
     mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
+    grads = _anchored(grads, clean, scale * clean_weight, recipe)
     params, memory = recipe.optimizer.update(grads, state.optimizer, state.params)
     return _state(state, params, buffers, memory, mean, here, counts, learned)
 
@@ -184,6 +204,7 @@ def _moved(learned: Learned, h: Params, awake: Tensor, optimizer: Optimizer) -> 
         optimizer=memory,
         mean={name: SMOOTH * leaf + (1 - SMOOTH) * h[name] for name, leaf in learned.mean.items()},
         square=SMOOTH * learned.square + (1 - SMOOTH) * tree.dot(h, h).to(learned.square.dtype),
+        clean=learned.clean,
     )
     return tree.where(usable, after, learned)
 

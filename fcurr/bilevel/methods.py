@@ -10,12 +10,13 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
 from fcurr import reweighting, rng
 from fcurr.bilevel.learned_weights import (
     Recipe,
+    Teaching,
     Weights,
     learned_start,
     outer_gradient,
@@ -25,8 +26,9 @@ from fcurr.bilevel.learned_weights import (
 )
 from fcurr.optim import adam
 from fcurr.training import TrainState
-from fcurr.types import Batch, Classes, Optimizer, Params, Penalty, Portion, Rate, Samples, Side, State, Unit
+from fcurr.types import Batch, Classes, Params, Penalty, Portion, Rate, Samples, Side, State, Unit
 
+Weight = Annotated[float, Ge(0), Le(1e38), Unit("weight")]
 WarmUp = Annotated[int, Ge(0), Lt(2**31), Unit("number of steps")]
 Order = Literal["model first", "weights first"]
 
@@ -34,7 +36,7 @@ Order = Literal["model first", "weights first"]
 class Reweighting(NamedTuple):
     """How weights are learned beside a model."""
 
-    init: Callable[[int], State]  # seed -> what is learned
+    init: Callable[[int, Params], State]  # seed, parameters of the model -> what is learned
     step: Callable[..., TrainState]  # state, batch, *, recipe -> state
     weigh: Callable[..., Tensor]  # state, losses, batch, *, recipe -> [batch], what samples count for a state
 
@@ -45,15 +47,19 @@ def meta_weight_net(
     learning_rate: Rate = 3e-3,
     weight_decay: Penalty = 0.0,
     warm_up: WarmUp = 100,
+    clean_weight: Weight = 0.1,
     order: Order = "model first",
 ) -> Reweighting:
     """The weight is a function of the loss: V(L) = sigmoid(c relu(a L + b) + d), `hidden` units wide.
 
     Shu et al. (2019), Meta-Weight-Net. `warm_up`: without it the first steps, where a larger step is always better,
-    drive all weights to 1, and the sigmoid does not come back.
+    drive all weights to 1, and the sigmoid does not come back. `clean_weight`: clean samples are trained on as well,
+    their mean loss counting so much; it costs nothing, because their gradient is known from the step before. The paper
+    has neither (warm_up = 0, clean_weight = 0), and order = "weights first".
     """
-    weights = Weights(init=partial(_network, hidden=hidden), weigh=_of_loss)
-    return learned(weights, adam(learning_rate=learning_rate, weight_decay=weight_decay), warm_up=warm_up, order=order)
+    weights = Weights(init=partial(_network, hidden=hidden), weigh=partial(_of_loss, hidden=hidden))
+    optimizer = adam(learning_rate=learning_rate, weight_decay=weight_decay)
+    return learned(Teaching(weights, optimizer, warm_up, clean_weight), order=order)
 
 
 def class_aware_meta_weight_net(
@@ -63,14 +69,19 @@ def class_aware_meta_weight_net(
     learning_rate: Rate = 3e-3,
     weight_decay: Penalty = 0.0,
     warm_up: WarmUp = 100,
+    clean_weight: Weight = 0.1,
     order: Order = "model first",
 ) -> Reweighting:
     """Meta-Weight-Net that sees the label as well: V(L, y) = sigmoid(c relu(a L + b + e_y) + d + f_y).
 
     After Shu et al. (2023), CMW-Net, which gives classes of like size one function each.
     """
-    weights = Weights(init=partial(_network, hidden=hidden, classes=classes), weigh=_of_loss_and_class)
-    return learned(weights, adam(learning_rate=learning_rate, weight_decay=weight_decay), warm_up=warm_up, order=order)
+    weights = Weights(
+        init=partial(_network, hidden=hidden, classes=classes),
+        weigh=partial(_of_loss_and_class, hidden=hidden, classes=classes),
+    )
+    optimizer = adam(learning_rate=learning_rate, weight_decay=weight_decay)
+    return learned(Teaching(weights, optimizer, warm_up, clean_weight), order=order)
 
 
 def sample_weights(
@@ -79,14 +90,16 @@ def sample_weights(
     learning_rate: Rate = 0.1,
     weight_decay: Penalty = 0.0,
     warm_up: WarmUp = 100,
+    clean_weight: Weight = 0.1,
     order: Order = "model first",
 ) -> Reweighting:
     """A weight for every training sample, sigmoid of a number that is learned: what is it worth to the clean loss?"""
     weights = Weights(init=partial(_table, size=dataset_size), weigh=_of_sample)
-    return learned(weights, adam(learning_rate=learning_rate, weight_decay=weight_decay), warm_up=warm_up, order=order)
+    optimizer = adam(learning_rate=learning_rate, weight_decay=weight_decay)
+    return learned(Teaching(weights, optimizer, warm_up, clean_weight), order=order)
 
 
-def learning_to_reweight(*, power: Portion = 1.0) -> Reweighting:
+def learning_to_reweight(*, power: Portion = 1.0, clean_weight: Weight = 0.1) -> Reweighting:
     """Weights anew for every batch: those with which a small step down does best on clean samples.
 
     w_i = max(0, <grad clean loss, grad L_i>), divided by their mean; all 0, so no step, if none is positive. Ren et al.
@@ -94,51 +107,46 @@ def learning_to_reweight(*, power: Portion = 1.0) -> Reweighting:
     same: large learning rates need it.
     """
     return Reweighting(
-        init=lambda seed: (),
-        step=partial(_reweighted, power=power),
+        init=lambda seed, params: (),
+        step=partial(_reweighted, power=power, clean_weight=clean_weight),
         weigh=partial(_alignment, power=power),
     )
 
 
-def learned(weights: Weights, optimizer: Optimizer, *, warm_up: WarmUp, order: Order) -> Reweighting:
+def learned(teaching: Teaching, *, order: Order) -> Reweighting:
     """Any weights that learn, by any optimizer."""
     step = {"model first": weights_after, "weights first": weights_first}[order]
-    return Reweighting(
-        init=partial(learned_start, weights=weights, optimizer=optimizer),
-        step=partial(step, weights=weights, optimizer=optimizer, warm_up=warm_up),
-        weigh=partial(_weights_of, weights=weights),
+    start = partial(
+        learned_start, weights=teaching.weights, optimizer=teaching.optimizer, clean_weight=teaching.clean_weight
     )
+    return Reweighting(init=start, step=partial(step, teaching=teaching), weigh=partial(_weights_of, teaching.weights))
 
 
-def _weights_of(state: TrainState, losses: Tensor, batch: Batch, *, recipe: Recipe, weights: Weights) -> Tensor:
+def _weights_of(weights: Weights, state: TrainState, losses: Tensor, batch: Batch, *, recipe: Recipe) -> Tensor:
     return weights.weigh(state.weighing.learned.params, losses, batch)
 
 
 def _network(seed: int, *, hidden: int, classes: int = 0) -> Params:
-    stream = rng.generator(seed, 5)
-    spread = lambda *shape, fan: (2 * torch.rand(shape, generator=stream) - 1) * fan**-0.5  # noqa: E731
-    found = {
-        "a": spread(hidden, fan=1),
-        "b": spread(hidden, fan=1),
-        "c": spread(hidden, fan=hidden),
-        "d": spread(fan=hidden),
-    }
-    if classes:
-        found |= {"e": torch.zeros(classes, hidden), "f": torch.zeros(classes)}
-    return found
+    """All numbers in one vector, so that each operation of their optimizer is one: a, b, c [hidden] and d, uniform in
+    +-1/sqrt(fan in), and zeros for classes."""
+    uniform = 2 * torch.rand(3 * hidden + 1, generator=rng.generator(seed, 5)) - 1
+    bounds = torch.tensor([1.0, 1.0, hidden**-0.5, hidden**-0.5]).repeat_interleave(torch.tensor([hidden] * 3 + [1]))
+    return {"network": torch.cat([uniform * bounds, torch.zeros(classes * (hidden + 1))])}
 
 
-def _of_loss(params: Params, losses: Tensor, batch: Batch) -> Tensor:
-    units = F.relu(losses.unsqueeze(-1) * params["a"] + params["b"])  # [batch, hidden]
-    return torch.sigmoid(units @ params["c"] + params["d"])
+def _of_loss(params: Params, losses: Tensor, batch: Batch, *, hidden: int) -> Tensor:
+    a, b, c, d = params["network"].split([hidden] * 3 + [1])
+    units = F.relu(torch.addcmul(b, losses.unsqueeze(-1), a))  # [batch, hidden]
+    return torch.sigmoid(units @ c + d)
 
 
-def _of_loss_and_class(params: Params, losses: Tensor, batch: Batch) -> Tensor:
-    places = torch.arange(len(params["f"]), device=batch.y.device)
+def _of_loss_and_class(params: Params, losses: Tensor, batch: Batch, *, hidden: int, classes: int) -> Tensor:
+    a, b, c, d, e, f = params["network"].split([hidden] * 3 + [1, classes * hidden, classes])
+    places = torch.arange(classes, device=batch.y.device)
     hot = batch.y.dtype.is_floating_point or batch.y.dtype == torch.bool
     shares = (batch.y if hot else batch.y.unsqueeze(-1) == places).to(losses.dtype)  # [batch, class]
-    units = F.relu(losses.unsqueeze(-1) * params["a"] + params["b"] + shares @ params["e"])
-    return torch.sigmoid(units @ params["c"] + params["d"] + shares @ params["f"])
+    units = F.relu(torch.addcmul(b, losses.unsqueeze(-1), a) + shares @ e.reshape(classes, hidden))
+    return torch.sigmoid(units @ c + d + shares @ f)
 
 
 def _table(seed: int, *, size: int) -> Params:
@@ -150,7 +158,7 @@ def _of_sample(params: Params, losses: Tensor, batch: Batch) -> Tensor:
     return torch.sigmoid(params["weight"][known])
 
 
-def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float) -> TrainState:
+def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float, clean_weight: float) -> TrainState:
     batch = recipe.augment(batch, (state.key, state.iteration))
     here = reweighting.looked(
         state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=recipe.accumulate
@@ -158,7 +166,7 @@ def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float
     v = outer_gradient(state.params, state.buffers, (state.key, state.iteration), recipe)
     own = _normalised(here.along(v), power)
     counts = recipe.settle(own, reweighting.past(state), here.losses, batch)
-    return taken(state, here, counts, recipe, ())
+    return taken(state, here, counts, recipe, (), v if clean_weight else {}, clean_weight)
 
 
 def _normalised(s: Tensor, power: float) -> Tensor:

@@ -16,6 +16,7 @@ from torch.func import grad, vjp
 from fcurr import tree
 from fcurr.autodiff import transformed
 from fcurr.bilevel.problem import Descent, Meta, Outer, Weighted, moving
+from fcurr.errors import BadInput
 from fcurr.routes import Losses, Route, chosen, near
 from fcurr.types import Params
 
@@ -25,6 +26,8 @@ def one_step(
 ) -> Meta:
     """The exact hypergradient of a descent of one step, by a route, or by the one that `chosen` takes (which tries, so
     it is for eager calls: under a transform, name the route)."""
+    if len(descent.batches) != 1:
+        raise BadInput(f"one_step is for a descent of one batch, not {len(descent.batches)}: adjoint takes any number")
     (batch,) = descent.batches
     losses: Losses = lambda params: (inner.losses(params, batch), {})  # noqa: E731
     if route is None:
@@ -35,7 +38,8 @@ def one_step(
     counts = partial(grad(inner.objective, argnums=1), meta)
 
     def update(grads: Params, meta: Meta) -> Params:
-        return moving(descent, meta).update(grads, descent.memory, params)[0]
+        scale = moving(descent, meta).scale(descent.memory)
+        return moving(descent, meta).update(tree.map(lambda leaf: leaf * scale, grads), descent.memory, params)[0]
 
     after, pullback = vjp(update, here.pulled(counts(here.losses, batch)), meta)  # pyright: ignore
     v, direct = grad(outer, argnums=(0, 1))(after, meta)

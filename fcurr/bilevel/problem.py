@@ -87,8 +87,13 @@ def step(
     inner: Inner, params: Params, memory: State, meta: Meta, batch: Batch, descent: Descent
 ) -> tuple[Params, State]:
     """One inner step."""
-    grads: Params = grad(inner)(params, meta, batch)  # pyright: ignore[reportAssignmentType]
-    return moving(descent, meta).update(grads, memory, params)
+    return moving(descent, meta).update(slope(inner, params, memory, meta, batch, descent), memory, params)
+
+
+def slope(inner: Inner, params: Params, memory: State, meta: Meta, batch: Batch, descent: Descent) -> Params:
+    """The gradient of the inner loss, times the factor that the optimizer expects."""
+    scale = moving(descent, meta).scale(memory)
+    return grad(lambda params: inner(params, meta, batch) * scale)(params)  # pyright: ignore[reportReturnType]
 
 
 def total(inner: Inner, params: Params, meta: Meta, batches: Sequence[Batch]) -> Tensor:

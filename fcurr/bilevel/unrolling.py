@@ -13,7 +13,7 @@ from torch.func import grad, vjp
 
 from fcurr import tree
 from fcurr.autodiff import floating
-from fcurr.bilevel.problem import Descent, Inner, Meta, Outer, descend, moving, step
+from fcurr.bilevel.problem import Descent, Inner, Meta, Outer, descend, moving, slope, step
 from fcurr.types import Batch, Params, State, Times
 
 
@@ -63,8 +63,11 @@ def pulled_back(
         moved, after = moving(descent, meta).update(grads, whole(numbers), params)
         return moved, floating(after)[0]
 
-    grads, through_loss = vjp(lambda params, meta: grad(inner)(params, meta, batch), params, meta)  # pyright: ignore
+    def slopes(numbers: list[Tensor], params: Params, meta: Meta) -> Params:
+        return slope(inner, params, whole(numbers), meta, batch, descent)
+
+    grads, through_loss = vjp(slopes, numbers, params, meta)  # pyright: ignore
     _, through_update = vjp(update, grads, numbers, params, meta)  # pyright: ignore
-    q, r, p, direct = through_update((p, r))
-    more: Any = through_loss(q)
-    return tree.map(torch.add, p, more[0]), r, tree.map(torch.add, direct, more[1])
+    q, *direct = through_update((p, r))
+    r, p, more = tree.map(torch.add, direct, [*through_loss(q)])
+    return p, r, more

@@ -20,7 +20,7 @@ from fcurr.study.bind import Call, build
 from fcurr.study.members import Member
 from fcurr.study.prepare import Prepared
 from fcurr.training import Team, TrainState
-from fcurr.types import Batch, Loss, Model, Optimizer, Past, Place, State, Weigh
+from fcurr.types import Batch, Loss, Model, Optimizer, Params, Past, Place, State, Weigh
 
 WHICH = "weighting"  # the name, among what varies, of a member's place in the table
 
@@ -129,7 +129,8 @@ def step(
     if found.route is not None:
         assert parts.reweighting is not None and clean_batch is not None
         settle = settled(found, parts.entries, parts.which)
-        recipe = Recipe(clean=clean_batch, route=found.route.route, settle=settle, **shared)
+        learns = (parts.which == found.table.index(None)).float()
+        recipe = Recipe(clean=clean_batch, route=found.route.route, settle=settle, learns=learns, **shared)
         return parts.reweighting.step(state, batch, recipe=recipe)
     if found.table != [None]:
         return reweighting.weighted_step(state, batch, weigh=weigher(found, parts.entries, parts.which), **shared)
@@ -154,10 +155,10 @@ def weights(
     return settled(found, parts.entries, parts.which)(own, past, losses, batch)
 
 
-def begun(found: Counting, method: Reweighting | None, seed: int) -> State:
+def begun(found: Counting, method: Reweighting | None, seed: int, params: Params) -> State:
     """What a member remembers of its weights, before the first step."""
     if found.route is not None and method is not None:
-        return reweighting.begun(method.init(seed))
+        return reweighting.begun(method.init(seed, params))
     return () if found.table == [None] else reweighting.begun()
 
 

@@ -23,7 +23,7 @@ CURRICULUM = {"order": "random", "sampling": "unbalanced", "pace": "none"}  # pl
 LOSS = "likelihood"  # of the task that the labels are
 MAY_VARY = ("seed", "optimizer", "loss", "curriculum", "weighting", "reweighting", "samples")
 KEPT = 0.9  # of a batch, where no label noise says how much
-Source = Literal["train", "clean"]
+Source = Literal["train", "clean", "both"]
 
 
 class Curriculum(NamedTuple):
@@ -83,7 +83,7 @@ def merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 def controls(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """What learned weights are compared with, in every run: weights of 1, random ones, a batch without its largest
-    losses (as many as labels are wrong), and training on the clean samples alone."""
+    losses (as many as labels are wrong), the clean samples alone, and all samples without a difference."""
     wanted = config.get("controls", True)
     if not isinstance(wanted, bool):
         raise BadInput(f"{units.written(wanted)} is neither true nor false", "controls")
@@ -97,6 +97,7 @@ def controls(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "random_weights": {"weighting": "random_weights"},
         "trimmed": {"weighting": {"fn": "trimmed", "share": share}},
         "clean_only": {"weighting": "uniform", "samples": "clean"},
+        "clean_too": {"weighting": "uniform", "samples": "both"},
     }
 
 
@@ -186,9 +187,9 @@ def _member(
 
 def _source(own: Mapping[str, Any]) -> Source:
     value = own.get("samples", "train")
-    if value not in ("train", "clean"):
-        raise BadInput(f'{units.written(value)} is not "train" or "clean"', "samples")
-    if value == "clean" and "clean" not in own:
+    if value not in ("train", "clean", "both"):
+        raise BadInput(f'{units.written(value)} is not "train", "clean" or "both"', "samples")
+    if value != "train" and "clean" not in own:
         raise BadInput("there are no clean samples: add a section [clean]", "samples")
     return value
 

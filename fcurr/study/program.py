@@ -115,7 +115,7 @@ def train_program(
     starts = {}
     for seed in dict.fromkeys(member.seed for member in members):
         state = training.train_start(seed, model=prepared.model, optimizer=parts.optimizer)
-        starts[seed] = state._replace(weighing=counting.begun(found, parts.reweighting, seed))
+        starts[seed] = state._replace(weighing=counting.begun(found, parts.reweighting, seed, state.params))
     optimizer = parts.optimizer
     program = Program(
         step=step,
@@ -260,19 +260,19 @@ def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -
     ranked = torch.zeros(len(prepared.train.y)) if scores is None else scores
     clean = len(prepared.train.y) + torch.arange(0 if prepared.clean is None else len(prepared.clean.y))
     for member in experiment.members:
-        own = member.curriculum
+        own, also = member.curriculum, member.samples == "both"
         entries = {**prepared.entries, "seed": member.seed}
-        order_key, pace_key = repr((own.order, own.sampling, member.seed)), repr((own.pace, member.seed))
+        order_key, pace_key = repr((own.order, own.sampling, member.seed, also)), repr((own.pace, member.seed, also))
         if member.samples == "clean":
             order_key, pace_key = "clean", "clean"
         if order_key not in orders:
             everything = torch.arange(len(prepared.train.y))
             drawn = everything if member.samples == "clean" else _order(member, entries, ranked, prepared.train.y)
-            orders[order_key] = torch.cat([clean, drawn] if member.samples == "clean" else [drawn, clean])
+            orders[order_key] = torch.cat([drawn, clean] if member.samples == "train" else [clean, drawn])
         if pace_key not in sizes:
-            total = entries["total_iterations"] + 1
-            whole = torch.full((total,), len(clean))
-            sizes[pace_key] = whole if member.samples == "clean" else _sizes(own.pace, entries)
+            none = torch.zeros(entries["total_iterations"] + 1, dtype=torch.int64)
+            drawn = none if member.samples == "clean" else _sizes(own.pace, entries)
+            sizes[pace_key] = drawn if member.samples == "train" else drawn + len(clean)
         rows.append((list(orders).index(order_key), list(sizes).index(pace_key)))
     seeds = torch.tensor([member.seed for member in experiment.members])
     return sampler.Lessons(

@@ -41,6 +41,9 @@ ROLES = {
     "weighting": Role(
         "fcurr.weighting", (("past", "losses", "batch"),), "how much does each count?", _WHOLE | {"counts"}
     ),
+    "threshold": Role("fcurr.weighting", (("past", "losses"),), "which losses are large?", _WHOLE),
+    "share": Role("fcurr.schedules", (("iteration",),), "how much, and when?", _WHOLE),
+    "schedule": Role("fcurr.schedules", (("iteration",),), "how much, and when?", _WHOLE),
     "reweighting": Role("fcurr.bilevel.methods", ((),), "how is that learned?", _WHOLE),
     "order": Role("fcurr.curriculum", (("scores",),), "which samples first?", _WHOLE),
     "sampling": Role("fcurr.curriculum", (("order", "y"),), "in which class balance?", _WHOLE),
