@@ -131,7 +131,7 @@ def betty(net: nn.Module, batch: Batch, clean: Batch, kind: str):
 
 def learned(build, batch: Batch, clean: Batch, order: methods.Order, route: str):
     """(method step, its first state)."""
-    model = models.from_module(build=build)
+    model = models.mlp(features=(64,), classes=10) if build is mlp else models.from_module(build=build)
     optimizer = optim.sgd(learning_rate=RATE, momentum=MOMENTUM)
     method = methods.meta_weight_net(learning_rate=META, warm_up=0, clean_weight=0.0, order=order)
     recipe = Recipe(model, losses.cross_entropy, optimizer, lambda place: clean, route)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from fcurr.bilevel.programs import program
 from fcurr.types import Batch
 
 FEATURES, TELLING = 30, 6  # the other features say nothing of the class
-STEPS, UNROLL = 100, 10
+STEPS, UNROLL = 60, 10
 
 
 def samples(number, seed):

@@ -38,13 +38,18 @@ def past(state: TrainState) -> Past:
     return Past(key=rng.fold(state.key, 2), iteration=state.iteration, loss=state.weighing.loss)
 
 
-def noted(before: Weighing, losses: Tensor, weights: Tensor, learned: State) -> Weighing:
-    """After a batch of these losses and weights [batch]."""
-    mean, total = losses.mean().to(before.loss.dtype), weights.sum()
+def moments(losses: Tensor, weights: Tensor) -> Tensor:
+    """[3] what is noted of a batch: mean loss, mean weight, and mean of the squared weights."""
+    return torch.stack([losses.mean(), weights.mean(), weights.square().mean()])
+
+
+def noted(before: Weighing, seen: Tensor, learned: State) -> Weighing:
+    """After a batch with these moments, of all processes."""
+    mean, weight, square = seen.to(before.loss.dtype).unbind()
     return Weighing(
-        loss=torch.where(before.loss.isnan(), mean, RUNNING * before.loss + (1 - RUNNING) * mean),
-        weight=(total / len(weights)).to(before.weight.dtype),
-        effective=(total.square() / (len(weights) * weights.square().sum()).clamp(min=1e-38)).to(before.weight.dtype),
+        loss=torch.where(before.loss.isnan(), mean, before.loss.lerp(mean, 1 - RUNNING)),
+        weight=weight,
+        effective=weight.square() / square.clamp(min=1e-38),
         learned=learned,
     )
 
@@ -97,8 +102,8 @@ def weighted_step(
     here = looked(state, batch, model=model, loss=loss, route="forward", accumulate=accumulate)
     weights = weigh(past(state), here.losses, batch)
     scale = optimizer.scale(state.optimizer)
-    size = len(batch.id)
-    mean, buffers, grads = shared((here.losses.sum() / size, here.buffers, here.pulled(weights * (scale / size))))
+    found = (moments(here.losses, weights), here.buffers, here.pulled(weights * (scale / len(batch.id))))
+    seen, buffers, grads = shared(found)
     params, memory = optimizer.update(grads, state.optimizer, state.params)
     return TrainState(
         params=params,
@@ -106,6 +111,6 @@ def weighted_step(
         optimizer=memory,
         key=state.key,
         iteration=state.iteration + 1,
-        loss=mean,
-        weighing=noted(state.weighing, here.losses, weights, ()),
+        loss=seen[0],
+        weighing=noted(state.weighing, seen, ()),
     )

@@ -74,18 +74,24 @@ def _reverse(function: Losses, params: Params, direction: Params) -> Tensor:
 def chosen(function: Losses, params: Params) -> Choice:
     """The cheapest route that is right for this function, tried on its own arguments, outside of any transform.
 
-    BadInput if there is none: an operation has neither a forward derivative nor a second one."""
+    A backward pass need not be the derivative: that of an embedding leaves out the row of its padding. BadInput if
+    there is no route: an operation has neither a forward derivative nor a second one."""
     why = ghost.refusal(function, params)
     if not why:
         return Choice("ghost", "")
     missing: list[str] = []
     others: tuple[Route, ...] = ("forward", "reverse")
     for route in others:
+        here = near(function, params, route)
+        weights, direction = ghost.tried(here.losses, params)
         try:
-            near(function, params, route).along(params)
-            return Choice(route, "; ".join([why, *missing]))
+            products = weights * here.along(direction)
         except (NotImplementedError, RuntimeError) as wrong:
             missing.append(f"no {route} derivative of {_operation(wrong)}")
+            continue
+        if ghost.agree(products, here.pulled(weights), direction, 1e-9 if products.dtype == torch.float64 else 5e-2):
+            return Choice(route, "; ".join([why, *missing]))
+        missing.append(f"the {route} derivative is not that of the backward pass")
     raise BadInput(f"no exact hypergradient: {'; '.join([why, *missing])}", "model")
 
 
@@ -94,5 +100,7 @@ def _operation(wrong: Exception) -> str:
     first = (str(wrong).strip().splitlines() or [type(wrong).__name__])[0]
     if found := re.search(r"forward AD with (\S+) that", first):
         return found[1]
+    if "custom autograd.Function" in first:
+        return "a custom autograd.Function"
     marks = [word.strip("'`\".,") for word in first.split() if "::" in word or word.startswith(("_", "'", "`", "aten"))]
     return marks[0] if marks else first

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcurr import tree
 
 _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh.default)
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.expand.default)
 _TURNED = torch.ops.aten.t.default
 
 
@@ -75,15 +77,48 @@ def compiled(operations: Traced) -> Traced:
 
 
 def _simpler(graph: fx.Graph) -> fx.Graph:
-    """Without aliases, transposes of transposes, and what nobody uses."""
+    """Without aliases, views of the same shape, transposes of transposes, sums with zeros, and what nobody uses."""
     for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        if node.target in _ALIASES:
+        source: Any = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            continue
+        if node.target in _ALIASES or (node.target in _VIEWS and _alike(node, source)):
             node.replace_all_uses_with(source)
-        elif node.target is _TURNED and isinstance(source, fx.Node) and source.target is _TURNED:
+        elif node.target is _TURNED and source.target is _TURNED:
             node.replace_all_uses_with(source.args[0])
-    graph.eliminate_dead_code()
+        elif node.target is torch.ops.aten.add.Tensor and _alike(node, source) and _zeros(node.args[1]):
+            node.replace_all_uses_with(source)
+    graph.eliminate_dead_code(is_impure_node=_matters)
     return graph
+
+
+def _alike(node: fx.Node, source: fx.Node) -> bool:
+    """Whether two nodes give tensors of one shape and type."""
+    one, other = (own.meta.get("val") for own in (node, source))
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
+def _zeros(value: Any) -> bool:
+    """Whether it is zeros that were made for one sum (which would turn -0 into 0)."""
+    return isinstance(value, fx.Node) and value.target is torch.ops.aten.zeros.default
+
+
+def _matters(node: fx.Node) -> bool:
+    """Whether a node that nobody uses must stay: not if it only writes into a new tensor that nobody else uses."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return node.is_impure()
+    if not node.target._schema.is_mutable:
+        return False
+    source: Any = node.args[0]
+    if not isinstance(source, fx.Node) or len(source.users) > 1 or not node.target.__name__.split(".")[0].endswith("_"):
+        return True
+    return not isinstance(source.target, OpOverload) or _aliases(source.target)
+
+
+def _aliases(operation: OpOverload) -> bool:
+    return any(one.alias_info is not None for one in operation._schema.returns)
 
 
 def _function(graph: fx.Graph, module: fx.GraphModule) -> Callable[[list[Tensor]], list[Tensor]]:

@@ -48,7 +48,8 @@ def apart(tree: T) -> Iterator[T]:
 
 def where(condition: Tensor, yes: T, no: T) -> T:
     """Leaf by leaf `yes` where the condition holds, else `no`; the condition's axes are the leaves' first ones."""
-    shaped = lambda leaf: condition.reshape(condition.shape + (1,) * (leaf.ndim - condition.ndim))  # noqa: E731
+    axes = lambda leaf: condition.shape + (1,) * (leaf.ndim - condition.ndim)  # noqa: E731
+    shaped = lambda leaf: condition.reshape(axes(leaf)) if condition.ndim else condition  # noqa: E731
     return map(lambda a, b: torch.where(shaped(a), a, b), yes, no)
 
 
@@ -59,7 +60,8 @@ def sum_of(trees: Sequence[T]) -> T:
 
 def dot(a: Any, b: Any) -> Tensor:
     """The inner product of two trees alike."""
-    return sum(((x * y).sum() for x, y in zip(leaves(a), leaves(b), strict=True)), torch.zeros(()))
+    products = [(x * y).sum() for x, y in zip(leaves(a), leaves(b), strict=True)]
+    return functools.reduce(torch.add, products) if products else torch.zeros(())
 
 
 def norm(tree: Any) -> Tensor:

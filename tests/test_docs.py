@@ -23,6 +23,7 @@ def test_every_program_on_a_page_runs(page, tmp_path, monkeypatch):
     """Python is executed in one namespace, blocks that name a file are written to it, `fcurr` commands are given."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     names: dict[str, object] = {"__name__": "page"}
     for kind, text in BLOCK.findall(page.read_text()):
         if named := NAMED.match(text):

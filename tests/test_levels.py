@@ -259,6 +259,11 @@ GRAPHS: dict[str, tuple[Dependencies, dict[str, dict[str, Any]], list]] = {
         {"a": {"unroll": 1}, "b": {"unroll": 2}, "c": {"unroll": 2}},
         [(("d",), 2 * [(("b", "c"), [leaf("a")], [])], [])],
     ),
+    "two in the middle, of which the second acts on the lowest": (
+        Dependencies(low_to_up={"a": ["b", "c"], "b": ["d"], "c": ["d"]}, up_to_low={"c": ["a"], "d": ["a", "b"]}),
+        {"a": {"unroll": 1}, "b": {"unroll": 2}, "c": {"unroll": 2}},
+        [(("d",), 2 * [(("b", "c"), [leaf("a")], [])], [])],
+    ),
     "two programs side by side": (
         Dependencies(low_to_up={"a": ["b"], "c": ["d"]}, up_to_low={"b": ["a"], "d": ["c"]}),
         {"a": {"unroll": 2}},
@@ -361,6 +366,7 @@ def test_implicit_methods_in_a_chain_give_the_derivative_of_the_nested_minimum()
                 optimizer=newton(matrices[place][blocks[place], blocks[place]]),
                 batches=steady,
                 hypergradient=hypergradient if place < 2 else None,
+                unroll=1 if place == 2 else 2,
             )
             for place, name in enumerate("abc")
         }
@@ -493,13 +499,14 @@ def test_steps_are_redone_on_the_same_batches_with_the_new_upper_parameters():
 
 
 def test_all_levels_above_wait_for_a_warm_up():
-    made = program(*curve("three", a={"unroll": 2, "warm_up": 3}, b={"unroll": 1, "warm_up": 2}))
-    counted = []
-    state = made.init(8)
-    for _ in range(6):
-        state = made.step(state)
-        counted.append([int(one.iteration) for one in state.values()])
-    assert counted == [[2, 0, 0], [4, 1, 0], [6, 2, 0], [8, 3, 1], [10, 4, 2], [12, 5, 3]]
+    for warm_up, last in ((2, [[6, 2, 0], [8, 3, 1], [10, 4, 2]]), (0, [[6, 2, 2], [8, 3, 3], [10, 4, 4]])):
+        made = program(*curve("three", a={"unroll": 2, "warm_up": 3}, b={"unroll": 1, "warm_up": warm_up}))
+        counted = []
+        state = made.init(8)
+        for _ in range(5):
+            state = made.step(state)
+            counted.append([int(one.iteration) for one in state.values()])
+        assert counted == [[2, 0, 0], [4, 1, 0 if warm_up else 1], *last]
 
 
 def wide(held, batch, *, names) -> Tensor:
@@ -528,15 +535,19 @@ def wider(**fields: dict[str, Any]) -> Multilevel:
     return program(levels, ladder(3))
 
 
-def test_a_batch_in_parts_is_the_batch_at_once_at_every_level():
-    whole, parted = wider(), wider(a={"accumulate": 3}, b={"accumulate": 2}, c={"accumulate": 6})
+@pytest.mark.parametrize("method", [None, by_solving])
+def test_a_batch_in_parts_is_the_batch_at_once_at_every_level(method):
+    whole = wider(a={"hypergradient": method})
+    parted = wider(a={"accumulate": 3, "hypergradient": method}, b={"accumulate": 2}, c={"accumulate": 6})
     assert_close(steps(parted, parted.init(0), 3), steps(whole, whole.init(0), 3), rtol=1e-11)
 
 
-def test_losses_scaled_for_sixteen_bits_move_everything_as_losses_that_are_not():
+@pytest.mark.parametrize("method", [None, adjoint])
+def test_losses_scaled_for_sixteen_bits_move_everything_as_losses_that_are_not(method):
     plain = optim.sgd(learning_rate=0.5, momentum=0.5)
     scaled = {name: {"optimizer": loss_scaled(plain)} for name in "abc"}
-    made, right = wider(**scaled), wider()
+    scaled["a"]["hypergradient"] = method
+    made, right = wider(**scaled), wider(a={"hypergradient": method})
     found, state = steps(made, made.init(0), 3), steps(right, right.init(0), 3)
     assert_close(parameters(found), parameters(state), rtol=1e-7)
 

@@ -16,7 +16,7 @@ from fcurr.io import checkpoint, parallel, store
 from fcurr.training import ALONE
 
 
-def _together(folder: Path, config: dict[str, Any], *more: str) -> subprocess.CompletedProcess[str]:
+def together(folder: Path, config: dict[str, Any], *more: str) -> subprocess.CompletedProcess[str]:
     """The run by two processes, as torchrun starts them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "fcurr_cli", "run", str(written(folder, config)), "--out", str(folder / "runs"), *more]
@@ -35,7 +35,7 @@ def _config(**training: Any) -> dict[str, Any]:
 @pytest.mark.long
 def test_two_processes_with_half_a_batch_each_are_one_process_with_all_of_it_to_rounding(tmp_path):
     config = _config(accumulate=2)
-    found = _together(tmp_path, config)
+    found = together(tmp_path, config)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("report: ") == 1
     (tmp_path / "alone").mkdir()
@@ -57,19 +57,19 @@ def test_two_processes_with_half_a_batch_each_are_one_process_with_all_of_it_to_
 def test_two_processes_that_lost_their_checkpoints_find_the_same_bits_again(tmp_path):
     config = _config(total_iterations=30)
     folder = tmp_path / "runs/small"
-    assert _together(tmp_path, config).returncode == 0
+    assert together(tmp_path, config).returncode == 0
     before = {name: (folder / name).read_bytes() for name in (store.METRICS, store.STEPS, store.SCORES)}
     (folder / store.STATUS).write_text('{"status": "running"}')
     for path in checkpoint.listed(folder / store.CHECKPOINTS):
         path.unlink()
-    again = _together(tmp_path, config)
+    again = together(tmp_path, config)
     assert again.returncode == 0, again.stderr
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_a_batch_that_does_not_come_in_equal_parts_is_refused_by_every_process(tmp_path):
     config = _config(batch_size=15)
-    found = _together(tmp_path, config)
+    found = together(tmp_path, config)
     assert found.returncode != 0
     assert "training.batch_size: a batch of 15 does not come in equal parts for 2 processes" in found.stderr
 

@@ -50,6 +50,13 @@ CASES = {
     "reweighted by class, BatchNorm and dropout, mapped": _short(
         model={"fn": "nets:normed"}, loss="balanced_cross_entropy", imbalance={"fn": "long_tail", "ratio": 5.0}
     ),
+    "weights learned by Meta-Weight-Net, with controls, BatchNorm and dropout, mapped": _short(
+        model={"fn": "nets:normed"},
+        clean={"fn": "balanced", "size": 20},
+        reweighting={"fn": "meta_weight_net", "hidden": 8, "warm_up": 5},
+        arms={"one": {}, "focal": {"weighting": "focal"}},
+        members={"seed": [0]},
+    ),
     "BatchNorm and dropout, augmented, one member, rewinding, plateau": _short(
         model={"fn": "nets:normed"},
         augment=["flip", {"fn": "noise", "deviation": 0.1}],
@@ -140,7 +147,7 @@ MOMENTS = (
 @pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_killed_at_eleven_moments_is_bit_for_bit_the_run_that_was_not(case, tmp_path):
-    """Seven moments at random, and one each while evaluating, saving, naming and logging: 55 in all cases together."""
+    """Seven moments at random, and one each while evaluating, saving, naming and logging: 66 in all cases together."""
     config = CASES[case]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert _ended(_child(_nothing)) == 0  # the process that forks the others is there

@@ -1,22 +1,27 @@
 """The report: laws of the page, and the sentences it begins with."""
 
 import base64
+import json
 import re
 from html import escape, unescape
 from html.parser import HTMLParser
 from io import BytesIO
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import CONFIG, fcurr, written
 
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from fcurr.io import plots  # noqa: E402
+from fcurr.io import plots, weights  # noqa: E402
 from fcurr.io.report import Arm, Picture, Row, Story, limits, reading, render, ruler  # noqa: E402
+from fcurr.io.weights import Weighted  # noqa: E402
 
 VOID = {"meta", "img", "br"}
 
@@ -78,6 +83,10 @@ def story(names=("easy_first", "plain"), seeds: int = 3, evaluations: int = 9, *
         wrong=numbers.random(100) < 0.4,
         easiest=pictures[1:],
         hardest=pictures[:1],
+        controls=[],
+        weighted=[],
+        lightest=[],
+        heaviest=[],
         config='[data]\nfn = "digits"  # 0 < 1 & more',
         environment={"torch": "2.13.0"},
     )
@@ -403,3 +412,274 @@ def test_a_metric_that_is_not_defined_is_a_dash():
     nothing = row("plain", np.nan, np.nan)
     assert said(nothing, metric="r2") == "No test r2 was measured."
     assert "—" in Page(render(story(table=[nothing, row("b", 0.5)], metric="r2"))).said
+
+
+def weighted(
+    name: str = "easy_first",
+    given=((1.0, 1.0, 0.5, 0.0),),
+    losses=None,
+    wrong=(False, False, True, True),
+    learned: bool = True,
+) -> Weighted:
+    counts = np.array(given, dtype=np.float32)
+    effective, snr = (
+        np.tile(values, (1, len(counts))) for values in ([[1.0], [0.75]], [[np.nan], [0.04 if learned else np.nan]])
+    )
+    return Weighted(
+        name=name,
+        learned=learned,
+        weights=counts,
+        losses=np.broadcast_to(
+            np.arange(counts.shape[1], dtype=np.float32) if losses is None else losses, counts.shape
+        ),
+        iterations=np.array([50, 100]),
+        effective=effective,
+        snr=snr,
+        found=weights.numbers(counts, snr, None if wrong is None else np.array(wrong)),
+    )
+
+
+def weighing(*arms: Weighted, wrong: Any = (False, False, True, True), **changes) -> Story:
+    picture = [Picture(3, np.zeros((2, 2)), "3", "8", 0.0)]
+    known = None if wrong is None else np.array(wrong)
+    bare = story(scores=None, easiest=[], hardest=[], wrong=known, **changes)
+    return bare._replace(weighted=list(arms), lightest=picture, heaviest=picture)
+
+
+def test_numbers_of_weights_are_means_over_seeds():
+    assert weighted(given=((1, 1, 0.5, 0), (0.2, 0.2, 0.2, 0.2))).found == pytest.approx(
+        {
+            "mean_weight": (0.625 + 0.2) / 2,
+            "mean_weight_right": (1 + 0.2) / 2,
+            "mean_weight_wrong": (0.25 + 0.2) / 2,
+            "share_of_wrong": (0.2 + 0.5) / 2,
+            "auc": (1 + 0.5) / 2,
+            "effective_sample_size": (6.25 / 2.25 / 4 + 1) / 2,
+            "hypergradient_snr": 0.04,
+        }
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))
+def test_the_area_is_the_share_of_pairs_in_which_the_wrong_label_weighs_less(samples):
+    counts, wrong = (np.array(column) for column in zip(*samples, strict=True))
+    pairs = [(r < w) + (r == w) / 2 for r, w in product(counts[wrong], counts[~wrong])]
+    expected = np.mean(pairs) if pairs else np.nan
+    np.testing.assert_allclose(weights.told_apart(counts.astype(float), wrong), expected)
+
+
+@given(st.integers(1, 20), st.integers(0, 20), st.floats(1e-30, 1e30))
+def test_samples_that_count_alike_beside_others_that_do_not_count_are_the_effective_ones(some, none, weight):
+    found = weighted(given=[[weight] * some + [0.0] * none], wrong=None).found
+    np.testing.assert_allclose(found["effective_sample_size"], some / (some + none), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("given", [np.nan, np.inf, 0.0])
+def test_numbers_that_are_not_defined_are_unknown(given):
+    found = weighted(given=[[given, 0, 0, 0]]).found
+    assert np.isnan(found["share_of_wrong"]) and (given == 0 or np.isnan(found["auc"]))
+    one_kind = weighted(wrong=(True,) * 4).found
+    assert np.isnan(one_kind["mean_weight_right"]) and np.isnan(one_kind["auc"]) and one_kind["share_of_wrong"] == 1
+    unknown = {name for name, value in weighted(wrong=None).found.items() if np.isnan(value)}
+    assert unknown == {"mean_weight_right", "mean_weight_wrong", "share_of_wrong", "auc"}
+
+
+def told(arm: Weighted, wrong: Any = (False, False, True, True)) -> str:
+    words = weights.told(arm, None if wrong is None else np.array(wrong))
+    return Page(str(words)).said.replace("\u00a0", " ")
+
+
+def test_weights_are_told_in_words():
+    assert told(weighted()) == (
+        "easy_first gives right labels a mean weight of 1.00, wrong ones 0.250: wrong labels are 50.0 % of the "
+        "training samples and carry 20.0 % of all weight. Of a right and a wrong label, the wrong one weighs less in "
+        "100.0 % of pairs, ties counted half."
+    )
+    assert told(weighted(wrong=None), None) == (
+        "easy_first weighs samples as unevenly as if 69.4 % of them counted, all alike, and the others not at all."
+    )
+    assert told(weighted(given=[[0.3] * 4])) == "easy_first gives all samples the same weight."
+    assert told(weighted(given=[[np.nan] * 4])) == ""
+    assert "&lt;b&gt;" in weights.told(weighted("<b>"), None)
+
+
+def test_the_line_for_a_terminal_is_of_the_arms_that_learn():
+    wrong = np.array([False, False, True, True])
+    arms = [weighted("fixed", learned=False), *(weighted(f"net {at}") for at in range(6))]
+    ((name, fact),) = weights.fact(arms[:2], wrong)
+    assert (name, fact) == ("weight on wrong labels", "20.0% in net 0; they are 50.0% of the samples")
+    assert "20.0% in net 3 and 2 more; they" in weights.fact(arms, wrong)[0][1]
+    assert "in fixed" in weights.fact(arms[:1], wrong)[0][1]
+    assert not weights.fact([], wrong)
+    assert not weights.fact([weighted(wrong=None)], None)
+    assert not weights.fact([weighted(given=[[np.nan] * 4])], wrong)
+
+
+def test_samples_come_by_their_mean_weight_and_of_equals_the_larger_loss_first():
+    order, mean = weights.by_weight(weighted(given=[[1, 0, np.nan, 0], [1, 0, 1, 0]], losses=[9.0, 1.0, 1.0, 2.0]))
+    assert order.tolist() == [3, 1, 0]
+    np.testing.assert_allclose(mean, [1, 0, np.nan, 0])
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2, max_size=50, unique=True), st.sampled_from(["falling", "hill"]))
+def test_weights_that_are_a_function_of_the_loss_lie_on_a_curve(losses, shape):
+    x = np.array(losses, dtype=float)
+    y = np.exp(-x / 1e6) if shape == "falling" else -np.abs(x - np.median(x))
+    found = weights.along(x, y)
+    assert found is not None
+    np.testing.assert_array_equal(found[0], np.sort(x))
+
+
+def test_weights_that_are_none_lie_on_no_curve():
+    numbers = np.random.default_rng(0)
+    assert weights.along(numbers.random(50), numbers.random(50)) is None
+    assert weights.along(np.arange(50.0), np.arange(50) % 2) is None
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=300))
+def test_of_many_dots_some_are_kept_wherever_there_are_any(values):
+    x = np.array(values)
+    kept = plots.some(x)
+    assert len(set(kept)) == len(kept) <= plots.BINS * plots.EACH
+    assert len(kept) == len(x) or len(x) > plots.EACH
+    width = (x.max() - x.min()) / plots.BINS
+    assert all(np.abs(x[kept] - value).min() <= width * (1 + 1e-9) for value in x)
+
+
+def test_a_sample_is_a_dot():
+    wrong = np.array([False, False, True, True])
+    svg = weights.over_loss(weighted(given=[[0.5, np.nan, 0.2, 0.1]]), wrong)
+    assert len(re.findall(r"M ([\d.]+ [\d.]+) \nL \1 \n", svg)) == 3
+    assert "right label (1)" in svg and "wrong label (2)" in svg
+
+
+SECTION = ["Weights", "easy_first", "While training", "The most down-weighted", "The most up-weighted"]
+
+
+def spoken(text: str) -> list[str]:
+    return [" ".join(re.sub("<.*?>", "", found).split()) for found in re.findall(r"<h[23]>(.*?)</h[23]>", text, re.S)]
+
+
+def test_weights_have_a_section_where_there_are_any():
+    told = weighing(weighted())
+    assert spoken(render(told))[-6:-1] == SECTION
+    assert "Weights" not in spoken(render(told._replace(weighted=[], lightest=[], heaviest=[])))
+    page = Page(render(told))
+    assert page.open == [] and page.said.count("3, truly 8") == 2
+    for number in ("1.00", "0.250", "20.0", "1.000", "69.4", "0.040"):
+        assert f">{number}</td>" in render(told)
+    assert "mean weight, right labels" not in Page(render(weighing(weighted(wrong=None), wrong=None))).said
+    assert "signal to noise" not in Page(render(weighing(weighted(learned=False)))).said
+
+
+def test_weights_that_are_all_alike_are_told_but_not_drawn():
+    told = weighing(weighted(given=[[1.0] * 4]))._replace(lightest=[], heaviest=[])
+    assert spoken(render(told))[-3:-1] == ["Weights", "While training"]
+    assert "gives all samples the same weight" in Page(render(told)).said
+    fixed = weighted(given=[[1.0] * 4], learned=False)
+    assert not weights.worth_telling(fixed) and weights.worth_telling(weighted(given=[[1.0] * 4]))
+    assert weights.worth_telling(weighted(learned=False))
+
+
+def test_of_many_arms_that_weigh_four_are_drawn_those_that_learn_first():
+    arms = [weighted(f"arm {at}", learned=at == 5) for at in range(6)]
+    text = render(weighing(*arms, names=[arm.name for arm in arms]))
+    assert spoken(text)[-9:-3] == ["Weights", "arm 5", "arm 0", "arm 1", "arm 2", "While training"]
+    assert "Figures are of 4 of 6 arms" in Page(text).said
+    assert "weight in arm 5" in Page(text).said
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("given", "losses"),
+    [
+        ([[np.nan] * 4], None),
+        ([[np.inf, 1, 2, 0]], None),
+        ([[0.0] * 4], None),
+        ([[1, 2, 3, 4], [np.nan] * 4], None),
+        ([[1, 2, 3, 4]], [0.0] * 4),
+        ([[1, 2, 3, 4]], [np.inf, np.nan, 1, 1]),
+        ([[1, 2, 3, 4]], [-5.0, -1, 0, 3]),
+        ([[1e38, 2, 3, 1e-38]], [0, 1e-30, 1, 1e30]),
+        ([[1e-38, 2e-38, 3e-38, 1e-38]], [0.0, 0.0, 0.0, 1e-38]),
+    ],
+)
+@pytest.mark.parametrize("wrong", [None, (False, False, True, True), (True,) * 4])
+def test_weights_at_the_edge_are_told_without_a_warning(given, losses, wrong):
+    arm = weighted("a very long name that goes on and on, and on", given, losses, wrong)
+    assert Page(render(weighing(arm, wrong=wrong))).open == []
+
+
+CONTROLS: dict[str, Any] = {"controls": ["plain", "random_weights", "trimmed"]}
+
+
+def test_learned_weights_are_compared_with_the_best_of_their_controls_and_with_plain_training():
+    rows = row("net", 0.9), row("plain", 0.7), row("random_weights", 0.69), row("trimmed", 0.895)
+    assert said(*rows, **CONTROLS) == (
+        "After 450 steps, net has the highest test accuracy of 4 arms, "
+        "90.00 % in the mean (3 seeds, standard deviation 1.00). "
+        "That is 0.50 points above trimmed, the best of 3 controls (89.50 %), not more than one standard deviation "
+        "over seeds, so it may well be chance. "
+        "That is 20.00 points above plain (70.00 %), more than one standard deviation over seeds of either arm. "
+        "Taken where validation is best*, it leads as well, with 90.10 %. "
+        "That is 0.50 points above trimmed, the best of 3 controls (89.60 %) and 20.00 points above plain (70.10 %), "
+        "more than one standard deviation over seeds of either arm."
+    )
+    assert "above plain, its control (70.00 %), more" in said(*rows[:2], **CONTROLS)
+
+
+def test_a_control_that_leads_is_called_that():
+    rows = row("net", 0.7), row("plain", 0.6), row("other", 0.65), row("trimmed", 0.9)
+    found = said(*rows, **CONTROLS)
+    assert "After 450 steps, trimmed, a control, has the highest test accuracy of 4 arms" in found
+    assert "That is 20.00 points above net, the best that is no control (70.00 %), more than one standard" in found
+    assert "No arm beats all of its controls." in found
+    assert "No arm" not in said(*rows[1::2], **CONTROLS) and "a control" in said(*rows[1::2], **CONTROLS)
+    assert "is best*, trimmed, a control, leads, with 95.00 %" in said(
+        row("net", 0.9), {**row("trimmed", 0.8), "best_mean": 0.95}, **CONTROLS
+    )
+
+
+def test_controls_are_named_beneath_the_table():
+    assert "are plain, random_weights, trimmed." in Page(render(story(**CONTROLS))).said
+    assert "Controls" not in Page(render(story())).said
+
+
+REWEIGHTED = {
+    "clean": {"fn": "balanced", "size": 20},
+    "reweighting": {"fn": "meta_weight_net", "hidden": 8, "warm_up": 5},
+    "curriculum": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "arms"),
+    [
+        ({**REWEIGHTED, "arms": {"net": {}}}, {"net", "random_weights", "trimmed"}),
+        ({"curriculum": {}, "arms": {"focal": {"weighting": "focal"}, "plain": {}}}, {"focal"}),
+        ({}, set()),
+    ],
+)
+def test_a_run_says_what_its_samples_count(change, arms, tmp_path):
+    """The numbers again, from the table that the run wrote."""
+    config = {key: part for key, part in CONFIG.items() if key not in ("score", "fit")} if change else CONFIG
+    config = config | {"training": CONFIG["training"] | {"total_iterations": 10}}
+    found = fcurr("run", written(tmp_path, config | change), "--out", tmp_path / "runs")
+    assert found.exit_code == 0, found.output
+    folder = tmp_path / "runs/small"
+    said = json.loads((folder / "results.json").read_text())
+    assert said["weights"].keys() == arms
+    text = (folder / "report.html").read_text()
+    assert ("Weights" in spoken(text)) == ("The most up-weighted" in spoken(text)) == bool(arms)
+    assert ("weight on wrong labels: " in found.output) == bool(arms)
+    if not arms:
+        return
+    table = pyarrow.parquet.read_table(folder / "weights.parquet").to_pydict()
+    own = [at for at, arm in enumerate(table["arm"]) if arm in arms - {"random_weights", "trimmed"}]
+    member, count, given, true = (np.array(table[name])[own] for name in ("member", "weight", "label", "true_label"))
+    seeds = [(count[member == one], (given != true)[member == one]) for one in set(member.tolist())]
+    (row,) = (row for name, row in said["weights"].items() if name not in ("random_weights", "trimmed"))
+    assert row["share_of_wrong"] == pytest.approx(np.mean([w[wrong].sum() / w.sum() for w, wrong in seeds]), rel=1e-4)
+    assert row["mean_weight_right"] == pytest.approx(np.mean([w[~wrong].mean() for w, wrong in seeds]), rel=1e-4)
+    assert (row["hypergradient_snr"] is not None) == ("net" in arms)

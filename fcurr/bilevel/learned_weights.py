@@ -111,19 +111,21 @@ def _look(state: TrainState, batch: Batch, recipe: Recipe, teaching: Teaching) -
 
     counts, _, pulled_weights = linearised(own, learned.params)
     factor = recipe.optimizer.scale(state.optimizer) / len(batch.id)
-    mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
-    grads = _anchored(grads, learned.clean, factor * len(batch.id) * teaching.clean_weight, recipe)
+    found = (reweighting.moments(here.losses, counts), here.buffers, here.pulled(counts * factor))
+    seen, buffers, grads = recipe.shared(found)
+    grads = anchored(grads, learned.clean, factor * len(batch.id) * teaching.clean_weight, recipe)
 
     def moved(grads: Params) -> tuple[Params, State]:
         return recipe.optimizer.update(grads, state.optimizer, state.params)
 
     params, memory, pulled_update = linearised(moved, grads)
     v = outer_gradient(params, buffers, (state.key, state.iteration), recipe)
-    s = here.along(pulled_update(v))
-    h = recipe.shared((mean, {}, pulled_weights(s * factor)))[2]
-    learned = _moved(learned, h, state.iteration >= teaching.warm_up, teaching.optimizer)
+    q = _times(pulled_update(v), recipe.optimizer.scale(state.optimizer))  # else float16 has no numbers for it
+    s = here.along(q)
+    h = recipe.shared((seen, {}, pulled_weights(s / len(batch.id))))[2]
+    learned = moved_down(learned, h, state.iteration >= teaching.warm_up, teaching.optimizer)
     learned = learned._replace(clean=v if teaching.clean_weight else {})
-    return Look(here, _state(state, params, buffers, memory, mean, here, counts, learned))
+    return Look(here, stepped(state, params, buffers, memory, seen, learned))
 
 
 def counted(state: TrainState, batch: Batch, here: Near, params: Params, recipe: Recipe, teaching: Teaching) -> Tensor:
@@ -133,7 +135,11 @@ def counted(state: TrainState, batch: Batch, here: Near, params: Params, recipe:
     return torch.where(state.iteration >= teaching.warm_up, own, torch.ones_like(own))
 
 
-def _anchored(grads: Params, clean: Params, weight: Tensor | float, recipe: Recipe) -> Params:
+def _times(params: Params, factor: Tensor | float) -> Params:
+    return {name: leaf * factor for name, leaf in params.items()} if isinstance(factor, Tensor) else params
+
+
+def anchored(grads: Params, clean: Params, weight: Tensor | float, recipe: Recipe) -> Params:
     """Gradients, with those of clean samples added."""
     weight = weight * recipe.learns
     return {name: leaf + weight * clean[name] for name, leaf in grads.items()} if clean else grads
@@ -152,30 +158,25 @@ def taken(
     gradient, {} to leave it out."""
     scale = recipe.optimizer.scale(state.optimizer)
     factor = scale / len(counts)
-    mean, buffers, grads = recipe.shared((here.losses.mean(), here.buffers, here.pulled(counts * factor)))
-    grads = _anchored(grads, clean, scale * clean_weight, recipe)
+    found = (reweighting.moments(here.losses, counts), here.buffers, here.pulled(counts * factor))
+    seen, buffers, grads = recipe.shared(found)
+    grads = anchored(grads, clean, scale * clean_weight, recipe)
     params, memory = recipe.optimizer.update(grads, state.optimizer, state.params)
-    return _state(state, params, buffers, memory, mean, here, counts, learned)
+    return stepped(state, params, buffers, memory, seen, learned)
 
 
-def _state(
-    before: TrainState,
-    params: Params,
-    buffers: Buffers,
-    memory: State,
-    mean: Tensor,
-    here: Near,
-    counts: Tensor,
-    learned: State,
+def stepped(
+    before: TrainState, params: Params, buffers: Buffers, memory: State, seen: Tensor, learned: State
 ) -> TrainState:
+    """The state after a step that has `seen` these moments of losses and weights."""
     return TrainState(
         params=params,
         buffers=buffers,
         optimizer=memory,
         key=before.key,
         iteration=before.iteration + 1,
-        loss=mean,
-        weighing=reweighting.noted(before.weighing, here.losses, counts, learned),
+        loss=seen[0],
+        weighing=reweighting.noted(before.weighing, seen, learned),
     )
 
 
@@ -195,15 +196,15 @@ def _dtype(params: Params) -> torch.dtype:
     return next(iter(params.values())).dtype
 
 
-def _moved(learned: Learned, h: Params, awake: Tensor, optimizer: Optimizer) -> Learned:
+def moved_down(learned: Learned, h: Params, awake: Tensor, optimizer: Optimizer) -> Learned:
     """A step down the hypergradient, where it is time for one and the hypergradient is a number."""
     usable = awake & torch.stack([leaf.isfinite().all() for leaf in h.values()]).all()
     params, memory = optimizer.update(h, learned.optimizer, learned.params)
     after = Learned(
         params=params,
         optimizer=memory,
-        mean={name: SMOOTH * leaf + (1 - SMOOTH) * h[name] for name, leaf in learned.mean.items()},
-        square=SMOOTH * learned.square + (1 - SMOOTH) * tree.dot(h, h).to(learned.square.dtype),
+        mean={name: leaf.lerp(h[name], 1 - SMOOTH) for name, leaf in learned.mean.items()},
+        square=learned.square.lerp(tree.dot(h, h).to(learned.square.dtype), 1 - SMOOTH),
         clean=learned.clean,
     )
     return tree.where(usable, after, learned)

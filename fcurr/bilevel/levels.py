@@ -7,6 +7,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.func import grad
 
+from fcurr import tree
 from fcurr.bilevel.graph import Graph, Group, all_below, answered, lower, top
 from fcurr.bilevel.problem import Descent, Hypergradient, Inner, Meta, Outer, descend
 from fcurr.errors import BadInput
@@ -55,6 +56,28 @@ def first_order(outer: Outer, inner: Inner, params: Params, meta: Meta, descent:
 def method(level: Level) -> Hypergradient | None:
     """What a level is seen through by, if not by its steps as they were taken."""
     return None if level.hypergradient is first_order else level.hypergradient
+
+
+def parts_of(name: str, level: Level, batch: Any) -> list[Any]:
+    """A batch as it is computed, one part after another."""
+    if level.accumulate == 1:
+        return [batch]
+    leaves, rebuild = tree.flatten(batch)
+    if wrong := [len(leaf) for leaf in leaves if len(leaf) % level.accumulate]:
+        raise BadInput(f"level `{name}`: a batch of {wrong[0]} does not come in {level.accumulate} equal parts")
+    return [rebuild([*part]) for part in zip(*(leaf.chunk(level.accumulate) for leaf in leaves), strict=True)]
+
+
+def unscaled(optimizer: Optimizer) -> Optimizer:
+    """The optimizer for gradients as they are, whatever scale it expects: hypergradients know of none."""
+    if optimizer.scale is Optimizer._field_defaults["scale"]:
+        return optimizer
+
+    def update(grads: Params, memory: State, params: Params) -> tuple[Params, State]:
+        scale = optimizer.scale(memory)
+        return optimizer.update(tree.map(lambda leaf: leaf * scale, grads), memory, params)
+
+    return Optimizer(init=optimizer.init, update=update)
 
 
 def check(levels: Mapping[str, Level], graph: Graph) -> None:

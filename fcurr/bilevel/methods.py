@@ -14,6 +14,7 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
 from fcurr import reweighting, rng
+from fcurr.bilevel.label_correction import Correction, corrected_step, targets
 from fcurr.bilevel.learned_weights import (
     Recipe,
     Teaching,
@@ -26,7 +27,7 @@ from fcurr.bilevel.learned_weights import (
 )
 from fcurr.optim import adam
 from fcurr.training import TrainState
-from fcurr.types import Batch, Classes, Params, Penalty, Portion, Rate, Samples, Side, State, Unit
+from fcurr.types import Batch, Classes, Params, Penalty, Portion, Positive, Rate, Samples, Side, State, Unit
 
 Weight = Annotated[float, Ge(0), Le(1e38), Unit("weight")]
 WarmUp = Annotated[int, Ge(0), Lt(2**31), Unit("number of steps")]
@@ -99,16 +100,39 @@ def sample_weights(
     return learned(Teaching(weights, optimizer, warm_up, clean_weight), order=order)
 
 
-def learning_to_reweight(*, power: Portion = 1.0, clean_weight: Weight = 0.1) -> Reweighting:
+def label_correction(
+    *,
+    dataset_size: Samples,
+    classes: Classes,
+    learning_rate: Rate = 0.1,
+    trust: Positive = 4.0,
+    warm_up: WarmUp = 100,
+    clean_weight: Weight = 0.1,
+) -> Reweighting:
+    """Not weights but labels are learned: softmax(table[id] + trust * given label), or of a regression y + table[id].
+
+    Needs a loss that takes shares of classes. What a sample then counts is the share of its given label that is left.
+    """
+    optimizer = adam(learning_rate=learning_rate)
+    correction = Correction(optimizer, trust, warm_up, clean_weight)
+    table = Weights(init=partial(_labels, size=dataset_size, classes=classes), weigh=partial(_kept, trust=trust))
+    return Reweighting(
+        init=partial(learned_start, weights=table, optimizer=optimizer, clean_weight=clean_weight),
+        step=partial(corrected_step, correction=correction),
+        weigh=partial(_weights_of, table),
+    )
+
+
+def learning_to_reweight(*, power: Portion = 1.0, warm_up: WarmUp = 100, clean_weight: Weight = 0.1) -> Reweighting:
     """Weights anew for every batch: those with which a small step down does best on clean samples.
 
     w_i = max(0, <grad clean loss, grad L_i>), divided by their mean; all 0, so no step, if none is positive. Ren et al.
     (2018), Learning to reweight examples, eq. 11 to 13. `power` below 1 makes positive weights more alike, at 0 the
-    same: large learning rates need it.
+    same: large learning rates need it. The paper has warm_up = 0 and clean_weight = 0.
     """
     return Reweighting(
         init=lambda seed, params: (),
-        step=partial(_reweighted, power=power, clean_weight=clean_weight),
+        step=partial(_reweighted, power=power, warm_up=warm_up, clean_weight=clean_weight),
         weigh=partial(_alignment, power=power),
     )
 
@@ -153,12 +177,25 @@ def _table(seed: int, *, size: int) -> Params:
     return {"weight": torch.zeros(size)}
 
 
+def _labels(seed: int, *, size: int, classes: int) -> Params:
+    return {"labels": torch.zeros(size, classes)}
+
+
+def _kept(params: Params, losses: Tensor, batch: Batch, *, trust: float) -> Tensor:
+    found = targets(params, batch, trust)
+    if batch.y.dtype.is_floating_point:
+        return torch.ones_like(losses)
+    return found.gather(1, batch.y.unsqueeze(1)).squeeze(1)
+
+
 def _of_sample(params: Params, losses: Tensor, batch: Batch) -> Tensor:
     known = batch.id.clamp(max=len(params["weight"]) - 1)  # samples that have no weight are not trained on by it
     return torch.sigmoid(params["weight"][known])
 
 
-def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float, clean_weight: float) -> TrainState:
+def _reweighted(
+    state: TrainState, batch: Batch, *, recipe: Recipe, power: float, warm_up: int, clean_weight: float
+) -> TrainState:
     batch = recipe.augment(batch, (state.key, state.iteration))
     here = reweighting.looked(
         state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=recipe.accumulate
@@ -166,6 +203,7 @@ def _reweighted(state: TrainState, batch: Batch, *, recipe: Recipe, power: float
     v = outer_gradient(state.params, state.buffers, (state.key, state.iteration), recipe)
     own = _normalised(here.along(v), power)
     counts = recipe.settle(own, reweighting.past(state), here.losses, batch)
+    counts = torch.where(state.iteration >= warm_up, counts, torch.ones_like(counts))
     return taken(state, here, counts, recipe, (), v if clean_weight else {}, clean_weight)
 
 

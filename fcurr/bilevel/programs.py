@@ -7,7 +7,6 @@ parameters too: fcurr.bilevel.pulling goes back through all that happened below 
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +16,9 @@ from torch.func import vjp
 from fcurr import rng, tree
 from fcurr.autodiff import detached
 from fcurr.bilevel.graph import Dependencies, Graph, Group, all_below, answered, graph_of, lower, top
-from fcurr.bilevel.levels import Held, Level, LevelState, States, check, first_order, method
+from fcurr.bilevel.levels import Held, Level, LevelState, States, check, first_order, method, parts_of, unscaled
 from fcurr.bilevel.problem import Descent, Hypergradient, Meta, moving
-from fcurr.bilevel.pulling import Back, Node, add_slopes, as_taken, led_back, params_of
+from fcurr.bilevel.pulling import Back, Node, Window, add_slopes, as_taken, led_back, nothing, params_of, window
 from fcurr.errors import BadInput
 from fcurr.types import Optimizer, Params, Seed
 
@@ -71,18 +70,28 @@ def _step(state: States, *, world: _World) -> States:
 
 def _together(state: States, *, group: Group, world: _World) -> States:
     """One step of the levels of a group, with all that belongs below it."""
-    nodes = _below(group, world)
-    states = [*accumulate(nodes, lambda before, node: node.run(before), initial=state)]
-    after = states[-1] | {name: _moved(name, states, nodes, world) for name in group}
+    seen = _window(group, state, world)
+    after = seen.end | {name: _moved(name, seen, world) for name in group}
     for under in lower(world.graph, group):
         if world.levels[under[0]].roll_back:
             back = {name: state[name] for name in _moves(under, world)}
-            after = reduce(lambda before, node: node.run(before), _rounds(under, world), after | back)
+            after = _ran(_rounds(under, world), after | back)
     return after
 
 
-def _below(group: Group, world: _World) -> list[Node]:
+def _window(group: Group, state: States, world: _World) -> Window:
     """What the levels below do for one step of a group."""
+    nodes = _below(group, world)
+    if any(answered(world.graph, name) for name in group):
+        return window(nodes, state)
+    return nothing(_ran(nodes, state))
+
+
+def _ran(nodes: Sequence[Node], state: States) -> States:
+    return reduce(lambda before, node: node.run(before), nodes, state)
+
+
+def _below(group: Group, world: _World) -> list[Node]:
     return [node for under in lower(world.graph, group) for node in _rounds(under, world)]
 
 
@@ -101,25 +110,26 @@ def _steps(name: str, count: int, world: _World) -> Node:
     """Steps of a level that no level below reads."""
     run = partial(_alone, name=name, count=count, world=world)
     if by := method(world.levels[name]):
-        return Node(run, partial(_by_method, by=by, name=name, count=count, world=world))
+        pulled = partial(_by_method, by=by, name=name, count=count, world=world)
+        return Node(run, lambda state: (run(state), partial(pulled, state)))
     return _as_taken(run, (name,), world)
 
 
 def _alone(state: States, *, name: str, count: int, world: _World) -> States:
     for _ in range(count):
-        state = state | {name: _moved(name, [state], [], world)}
+        state = state | {name: _moved(name, nothing(state), world)}
     return state
 
 
-def _moved(name: str, states: Sequence[States], nodes: Sequence[Node], world: _World) -> LevelState:
-    """A level after a step, of the states before and after each node."""
-    state, level, graph = states[-1], world.levels[name], world.graph
+def _moved(name: str, seen: Window, world: _World) -> LevelState:
+    """A level after a step."""
+    state, level, graph = seen.end, world.levels[name], world.graph
     one, held = state[name], {other: state[other].params for other in graph.names if other in graph.reads[name]}
     optimizer = _optimizer(name, held, world)
     led = answered(graph, name)
     by = [other for other in held if other == name or (led and other in graph.below[name])]
     value, slopes = _slopes(name, held, by, level.batches((one.key, one.iteration)), optimizer.scale(one.memory), world)
-    grads = led_back(name, slopes, states, nodes) if led else slopes[name]
+    grads = led_back(name, slopes, seen) if led else slopes[name]
     params, memory = optimizer.update(grads, one.memory, one.params)
     after = one._replace(params=params, memory=memory, iteration=one.iteration + 1, loss=value.to(one.loss.dtype))
     if level.hypergradient is first_order:
@@ -137,7 +147,7 @@ def _slopes(
 ) -> tuple[Tensor, dict[str, Params]]:
     """The loss, and its gradients by the parameters of some levels, times what the optimizer expects."""
     values, found = [], []
-    parts = _parts(name, batch, world)
+    parts = parts_of(name, world.levels[name], batch)
     for part in parts:
         objective = lambda some, part=part: _loss(name, {**held, **some}, part, world)  # noqa: E731
         value, pull = vjp(objective, {other: held[other] for other in by})  # pyright: ignore
@@ -161,11 +171,14 @@ def _by_method(before: States, back: Back, *, by: Hypergradient, name: str, coun
         return back
 
     def inner(params: Params, meta: Meta, batch: Any) -> Tensor:
-        losses = [_loss(name, {**meta, name: params}, part, world) for part in _parts(name, batch, world)]
+        losses = [
+            _loss(name, {**meta, name: params}, part, world) for part in parts_of(name, world.levels[name], batch)
+        ]
         return sum(losses[1:], losses[0]) / len(losses)
 
     batches = [level.batches((one.key, one.iteration + ahead)) for ahead in range(count)]
-    descent = Descent(optimizer=level.optimizer, memory=one.memory, batches=batches)
+    optimizer = lambda meta: unscaled(moving(Descent(level.optimizer, (), ()), meta))  # noqa: E731
+    descent = Descent(optimizer=optimizer, memory=one.memory, batches=batches)
     found = by(lambda params, meta: tree.dot(v, params), inner, one.params, meta, descent)
     return back | {other: add_slopes(back[other], found[other]) for other in meta}
 
@@ -180,16 +193,6 @@ def _loss(name: str, held: Held, batch: Any, world: _World) -> Tensor:
             f"the loss of level `{name}` reads `{other}`, and no edge says so: low_to_up[{other!r}] has to lead to "
             f"{name!r} if `{other}` is below it, up_to_low[{other!r}] if it is above"
         ) from missing
-
-
-def _parts(name: str, batch: Any, world: _World) -> list[Any]:
-    count = world.levels[name].accumulate
-    if count == 1:
-        return [batch]
-    leaves, rebuild = tree.flatten(batch)
-    if wrong := [len(leaf) for leaf in leaves if len(leaf) % count]:
-        raise BadInput(f"level `{name}`: a batch of {wrong[0]} does not come in {count} equal parts")
-    return [rebuild([*part]) for part in zip(*(leaf.chunk(count) for leaf in leaves), strict=True)]
 
 
 def _optimizer(name: str, held: Held, world: _World) -> Optimizer:

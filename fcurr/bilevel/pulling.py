@@ -2,7 +2,7 @@
 
 The sum over all ways from an upper level's parameters to its loss is what comes out, with the scales of the steps as
 they were taken: learning rates, and what optimizers remember, are differentiated. Kept are the states between the parts
-and the graph of one part at a time.
+and the graph of one part at a time; of the last part it is built where it runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,29 +20,54 @@ from fcurr.bilevel.levels import LevelState, States
 from fcurr.types import Params
 
 Back = dict[str, list[Tensor]]  # level -> derivatives by its floating-point numbers: parameters, then memory
+Pull = Callable[[Back], Back]  # derivatives by the state after a part -> by the state before it
 
 
 class Node(NamedTuple):
     """A part of what happens between two steps of a level above."""
 
     run: Callable[[States], States]
-    pull: Callable[[States, Back], Back]  # state before, derivatives by the state after -> by the state before
+    opened: Callable[[States], tuple[States, Pull]]  # runs as well, and can be gone back through
 
 
 def as_taken(run: Callable[[States], States], moves: Group, reads: Group) -> Node:
     """Whatever runs, moves these levels and reads those (the moved among them), with its exact derivative."""
-    return Node(run, partial(_pulled, run=run, moves=moves, reads=reads))
+    return Node(run, partial(_opened, run=run, moves=moves, reads=reads))
 
 
-def led_back(name: str, slopes: Mapping[str, Params], states: Sequence[States], nodes: Sequence[Node]) -> Params:
-    """The whole gradient by the parameters of a level: slopes at the end, states before and after each node."""
+class Window(NamedTuple):
+    """What has happened since a level's last step."""
+
+    before: Sequence[tuple[Node, States]]  # each part but the last, and the state that it found
+    pull: Pull  # through the last part
+    end: States
+
+
+def window(nodes: Sequence[Node], state: States) -> Window:
+    """All parts, run one after another; there is one at least."""
+    before = []
+    for node in nodes[:-1]:
+        before.append((node, state))
+        state = node.run(state)
+    end, pull = nodes[-1].opened(state)
+    return Window(before, pull, end)
+
+
+def nothing(state: States) -> Window:
+    """Where nothing has to be gone back through."""
+    return Window((), lambda back: back, state)
+
+
+def led_back(name: str, slopes: Mapping[str, Params], seen: Window) -> Params:
+    """The whole gradient by the parameters of a level, given the slopes of its loss at the end."""
     back: Back = {}
-    for other, one in states[-1].items():
+    for other, one in seen.end.items():
         zeros = [torch.zeros_like(leaf) for leaf in _numbers(one)[0]]
         back[other] = add_slopes(zeros, slopes.get(other, {}))
-    for node, before in zip(reversed(nodes), reversed(states[:-1]), strict=True):
-        back = node.pull(before, back)
-    return params_of(back[name], states[-1][name])
+    back = seen.pull(back)
+    for node, before in reversed(seen.before):
+        back = node.opened(before)[1](back)
+    return params_of(back[name], seen.end[name])
 
 
 def params_of(numbers: list[Tensor], one: LevelState) -> Params:
@@ -61,18 +86,22 @@ def _add(some: list[Tensor], others: list[Tensor]) -> list[Tensor]:
     return [a + b for a, b in zip(some, others, strict=True)]
 
 
-def _pulled(before: States, back: Back, *, run: Callable[[States], States], moves: Group, reads: Group) -> Back:
-    opened = {name: _numbers(before[name]) for name in reads}
+def _opened(before: States, *, run: Callable[[States], States], moves: Group, reads: Group) -> tuple[States, Pull]:
+    numbers = {name: _numbers(before[name]) for name in reads}
 
-    def reached(numbers: Back) -> Back:
-        put = {name: opened[name][1](numbers[name]) for name in reads}
+    def reached(some: Back) -> tuple[Back, States]:
+        put = {name: numbers[name][1](some[name]) for name in reads}
         now = {name: before[name]._replace(params=params, memory=memory) for name, (params, memory) in put.items()}
         after = run(before | now)
-        return {name: _numbers(after[name])[0] for name in moves}
+        return {name: _numbers(after[name])[0] for name in moves}, after
 
-    _, pull = vjp(reached, {name: numbers for name, (numbers, _) in opened.items()})  # pyright: ignore
-    found: Back = pull({name: back[name] for name in moves})[0]
-    return back | {name: found[name] if name in moves else _add(back[name], found[name]) for name in reads}
+    _, pull, after = vjp(reached, {name: own for name, (own, _) in numbers.items()}, has_aux=True)  # pyright: ignore
+
+    def pulled(back: Back) -> Back:
+        found: Back = pull({name: back[name] for name in moves})[0]
+        return back | {name: found[name] if name in moves else _add(back[name], found[name]) for name in reads}
+
+    return after, pulled
 
 
 def _numbers(one: LevelState) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:

@@ -5,8 +5,6 @@ are all right, learning rates included, and whatever an optimizer remembers carr
 al. (2017), Forward and reverse gradient-based hyperparameter optimization, section 3.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.func import grad, vjp

@@ -47,6 +47,8 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 234, 36, 38, 30  # [pt] of a figure and its margins
 POINTS = 120  # the most evaluations drawn
+BINS, EACH = 60, 12  # of dots: intervals of the x axis, and the most dots in one
+NOUGHT = 1e-6  # of the largest x: what is smaller is drawn there, on a logarithmic axis
 Series = tuple[str, ndarray, ndarray]  # name, iterations [evaluation], values [evaluation, seed]
 
 
@@ -93,7 +95,13 @@ def _end(series: Sequence[Series]) -> int:
     return max(int(iterations[-1]) for _, iterations, _ in series)
 
 
-def histogram(scores: ndarray, wrong: ndarray | None) -> str:
+def histogram(
+    scores: ndarray,
+    wrong: ndarray | None,
+    *,
+    along: str = "difficulty score (larger is harder)",
+    meaning: str = "histogram of the difficulty scores",
+) -> str:
     """How scores are spread; right and wrong labels apart, each in % of its own group, if there are both. Scores that
     are not finite are left out; if nothing is left, the figure is ""."""
     finite = np.isfinite(scores)
@@ -107,7 +115,7 @@ def histogram(scores: ndarray, wrong: ndarray | None) -> str:
         high - low < 60 and abs(low) < 1e9 and np.array_equal(scores[finite], scores[finite].round())
     ):  # counts: a bar each
         edges = np.arange(low - 0.5, high + 1)
-    with _canvas("share of right and of wrong labels (%)" if mixed else "samples") as (figure, axes):
+    with _canvas("share of right and of wrong labels (%)" if mixed else "samples", right=16) as (figure, axes):
         for (label, group), shade in zip(groups.items(), ARMS, strict=False):
             values = scores[finite & group]
             heights = np.histogram(values, edges)[0] * (100 / len(values) if mixed else 1)
@@ -115,8 +123,56 @@ def histogram(scores: ndarray, wrong: ndarray | None) -> str:
             axes.stairs(heights, edges, color=shade, linewidth=1.4, label=f"{label} ({len(values):,})")
         if mixed:
             axes.legend(frameon=False, handlelength=1.2)
-        axes.set_xlabel("difficulty score (larger is harder)")
-        return _svg(figure, "histogram of the difficulty scores")
+        axes.set_xlabel(along)
+        return _svg(figure, meaning)
+
+
+def dots(
+    groups: dict[str, tuple[ndarray, ndarray]],
+    joined: Sequence[tuple[ndarray, ndarray]] = (),
+    *,
+    title: str,
+    along: str,
+) -> str:
+    """Group -> (x, y) [point]: a dot a point, of many a few at every x; and (x, y) [point], finite and in order, that a
+    line joins. Points of groups that are not finite are left out; if nothing is left, the figure is ""."""
+    pairs = ((name, x, y, np.isfinite(x) & np.isfinite(y)) for name, (x, y) in groups.items())
+    known = {name: (x[there], y[there]) for name, x, y, there in pairs if there.any()}
+    if not known:
+        return ""
+    everything = np.concatenate([x for x, _ in known.values()])
+    low, high = np.quantile(everything, [0.1, 0.9])
+    log = bool(everything.min() >= 0 and high > 20 * low)
+    floor = max(everything.max() * NOUGHT, 1e-30)
+    with _canvas(title, right=16) as (figure, axes):
+        for x, y in joined:
+            kept = some(np.log10(x.clip(floor)) if log else x)
+            axes.plot(x[kept].clip(floor) if log else x[kept], y[kept], color=FAINT, linewidth=0.8, clip_on=False)
+        for (name, (x, y)), shade in zip(known.items(), ARMS, strict=False):
+            places = x.clip(floor) if log else x
+            kept = some(np.log10(places) if log else places)
+            at, height = (np.stack([v[kept], v[kept], np.full(len(kept), np.nan)], 1).ravel() for v in (places, y))
+            (line,) = axes.plot(at, height, color=shade, alpha=0.75, linewidth=3, solid_capstyle="round", clip_on=False)
+            line.get_path().should_simplify = False  # a dot is a line from a point to itself
+            axes.plot([], [], "o", color=shade, markersize=4, label=f"{name} ({len(x):,})")
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=6))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        if len(known) > 1:
+            above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 2, "columnspacing": 1.0}
+            axes.legend(frameon=False, handletextpad=0.1, borderpad=0.1, **above)
+        axes.set_ylim(0, None)
+        axes.set_xlabel(along)
+        return _svg(figure, title)
+
+
+def some(places: ndarray) -> ndarray:
+    """Positions of the points [point], but of those in one of BINS intervals of equal width at most EACH, evenly
+    chosen."""
+    edges = np.linspace(places.min(), places.max(), BINS + 1)[1:-1]
+    bins = np.searchsorted(edges, places, side="right")
+    return np.concatenate([thin(np.flatnonzero(bins == bin), EACH) for bin in np.unique(bins)])
 
 
 def shorten(name: str, most: int = 18) -> str:
@@ -130,9 +186,9 @@ def moments(values: ndarray) -> tuple[ndarray, ndarray]:
     return values.mean(axis=1), values.std(axis=1, ddof=1) if values.shape[1] > 1 else 0 * values[:, 0]
 
 
-def thin(positions: ndarray) -> ndarray:
-    """At most POINTS of the positions, evenly chosen, first and last among them."""
-    return positions[np.unique(np.linspace(0, len(positions) - 1, min(len(positions), POINTS)).round().astype(int))]
+def thin(positions: ndarray, most: int = POINTS) -> ndarray:
+    """At most so many of the positions, evenly chosen, first and last among them."""
+    return positions[np.unique(np.linspace(0, len(positions) - 1, min(len(positions), most)).round().astype(int))]
 
 
 @contextmanager

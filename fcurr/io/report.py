@@ -13,7 +13,8 @@ from markupsafe import Markup
 from matplotlib.image import imsave
 from numpy import ndarray
 
-from fcurr.io import plots
+from fcurr.io import plots, weights
+from fcurr.io.weights import Weighted
 
 REFERENCES = ("plain", "random")  # arms without an order of difficulty: what the others have to beat
 SHARES = ("accuracy", "balanced_accuracy", "top_accuracy", "exact_match")  # metrics that are shown in %
@@ -38,7 +39,7 @@ class Picture(NamedTuple):
     pixels: ndarray  # [height, width] or [height, width, 3] in [0, 1]
     given: str  # the label trained on
     true: str  # the label before noise
-    score: float  # larger is harder
+    score: float  # larger is harder; or its weight
 
 
 class Story(NamedTuple):
@@ -57,6 +58,10 @@ class Story(NamedTuple):
     wrong: ndarray | None  # [sample] bool, wrongly labelled
     easiest: list[Picture]
     hardest: list[Picture]
+    controls: list[str]  # the arms that learned weights are compared with
+    weighted: list[Weighted]  # the arms that weight samples, but for those that weight all alike
+    lightest: list[Picture]  # of the first of them that learns, or of all; its mean weight over seeds as score
+    heaviest: list[Picture]
     config: str  # TOML
     environment: dict[str, str]
 
@@ -86,6 +91,7 @@ def render(story: Story) -> str:
     """The page. What the story does not have (scores, pictures, environment) has no section."""
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rule = ruler(story)
+    page.filters.update(number=lambda value, form: format(value, form) if isfinite(value) else "—")
     page.filters.update(value=rule, png=png, short=lambda name: plots.shorten(name, 12))
     colours = dict(zip((arm.name for arm in story.arms), cycle(plots.COLOURS), strict=False))
     tops = [ranked(story, which)[:1] for which in ("last", "best")]
@@ -96,6 +102,9 @@ def render(story: Story) -> str:
         reading=reading(story),
         figures={name: Markup(svg) for name, svg in figures(story).items()},
         rows=[{**row, "colour": colours.get(row["arm"], "var(--faint)"), "spread": spread(row)} for row in story.table],
+        weighing=weighing(story, colours),
+        colours=colours,
+        seeded=any(len(arm.weights) > 1 for arm in story.weighted),
         tops=[best[0][f"{which}_mean"] if best else None for best, which in zip(tops, ("last", "best"), strict=True)],
         ends=ends(story.table),
         matrices=matrices(story),
@@ -126,6 +135,38 @@ def figures(story: Story) -> dict[str, str]:
         "loss": plots.curves(loss, title="training loss", log=wide([arm[2] for arm in loss])),
         "pace": plots.pace([(arm.name, arm.iterations, arm.sizes) for arm in story.arms]),
         "scores": scores,
+    }
+
+
+def weighing(story: Story, colours: dict[str, str]) -> dict[str, Any]:
+    """What the section of weights shows: sentences, a row of numbers an arm, figures an arm, and figures of all."""
+    arms, wrong = story.weighted, story.wrong
+    if not arms:
+        return {}
+    own = {arm.name: arm for arm in arms}
+    unknown = np.full((1, 1), np.nan)
+    lines = {"effective": [], "snr": []}
+    for arm in story.arms or arms:  # all of them, for their colours
+        there = own.get(arm.name)
+        times = arm.iterations if there is None else there.iterations
+        for key, series in lines.items():
+            values = np.repeat(unknown, len(times), 0) if there is None else getattr(there, key)
+            series.append((arm.name, times, values))
+    snr = [values for _, _, values in lines["snr"]]
+    log = wide(snr)
+    effective = [(name, times, 100 * values) for name, times, values in lines["effective"]]
+    drawn = weights.drawn(arms)
+    return {
+        "words": [words for arm in weights.meant(arms)[: weights.DRAWN] if (words := weights.told(arm, wrong))],
+        "rows": [{"arm": arm.name, "colour": colours.get(arm.name, "var(--faint)"), **arm.found} for arm in arms],
+        "drawn": [
+            (arm.name, Markup(weights.over_loss(arm, wrong)), Markup(weights.spread(arm, wrong))) for arm in drawn
+        ],
+        "effective": Markup(plots.curves(effective, title="effective sample size (% of a batch)", limits=(0, 101))),
+        "snr": Markup(plots.curves(lines["snr"], title="signal to noise of the hypergradient", log=log)),
+        "chance": weights.CHANCE,
+        "differing": sum(map(weights.differs, arms)),
+        "pictured": pictured.name if (pictured := weights.pictured(arms)) else "",
     }
 
 
@@ -176,13 +217,17 @@ def reading(story: Story) -> Markup:
     has = f"has the {most} test {what} of {len(last)} arms," if len(last) > 1 else f"has a test {what} of"
     mean = " in the mean" if seeds > 1 else ""
     over = f"{seeds} seeds, standard deviation {rule(spread(best))}" if seeds > 1 else "one seed"
+    control = ", a control," if best["arm"] in story.controls else ""
     said = [
-        _say("After {}, {} {}", story.length, best, has),
+        _say("After {}, {}{} {}", story.length, best, control, has),
         _say("{}{}{} ({}).", rule(best["last_mean"]), rule.unit, mean, over),
         *_margins(story, last, "last"),
     ]
+    if control and any(row["arm"] not in story.controls for row in last):
+        said.append(Markup("No arm beats all of its controls."))
     if len(chosen) > 1:
-        who = "it leads as well" if chosen[0] is best else _say("{} leads", chosen[0])
+        other = ", a control," if chosen[0]["arm"] in story.controls else ""
+        who = "it leads as well" if chosen[0] is best else _say("{}{} leads", chosen[0], other)
         said += [_say("Taken where validation is best*, {}, with {}{}.", who, rule(chosen[0]["best_mean"]), rule.unit)]
         said += _margins(story, chosen, "best")
     return Markup(" ").join(said)
@@ -196,19 +241,16 @@ def ranked(story: Story, which: str) -> list[Row]:
 
 
 def _margins(story: Story, rows: list[Row], which: str) -> list[Markup]:
-    """How far the first row is ahead of the references, or the next row if it is one of them or there are none: a
-    sentence for all of which the same holds."""
+    """How far the first row is ahead of its rivals: a sentence for all of which the same holds."""
     (best, *others), rule = rows, ruler(story)
     side = "above" if story.higher else "below"
-    kinds = {row["arm"].split(",")[0]: row for row in reversed(others)}  # "plain, rate = 0.1": the best of each
-    references = [kinds[kind] for kind in REFERENCES if kind in kinds and best["arm"].split(",")[0] not in REFERENCES]
     said: dict[str, list[Markup]] = {}
-    for other in references or others[:1]:
+    for other, role in rivals(story, best, others):
         mean = other[f"{which}_mean"]
         gap = abs(best[f"{which}_mean"] - mean)
-        above = _say("{}{} {} {} ({}{})", rule(gap), rule.apart, side, other, rule(mean), rule.unit)
+        above = _say("{}{} {} {}{} ({}{})", rule(gap), rule.apart, side, other, role, rule(mean), rule.unit)
         if gap == 0:
-            above, so = _say("the same as {}", other), ""
+            above, so = _say("the same as {}{}", other, role), ""
         elif min(best["seeds"], other["seeds"]) < 2:
             so = "; with one seed there is no telling whether that is more than chance"
         elif gap > max(spread(best, which), spread(other, which)):
@@ -217,6 +259,26 @@ def _margins(story: Story, rows: list[Row], which: str) -> list[Markup]:
             so = ", not more than one standard deviation over seeds, so it may well be chance"
         said.setdefault(so, []).append(above)
     return [_say("That is {}{}.", Markup(" and ").join(group), so) for so, group in said.items()]
+
+
+def rivals(story: Story, best: Row, others: list[Row]) -> list[tuple[Row, str]]:
+    """The rows that the best one has to beat, and what they are in words: the best of the controls, and plain training;
+    of a control, the best arm that is none; where there are no controls, the references, or the next row."""
+    controls = [row for row in others if row["arm"] in story.controls]
+    if best["arm"] in story.controls:
+        tried = [row for row in others if row["arm"] not in story.controls][:1]
+        return [(row, ", the best that is no control") for row in tried] or [(row, "") for row in others[:1]]
+    kinds = {_kind(row): row for row in reversed(others)}  # "plain, rate = 0.1": the best of each
+    if controls:
+        plain = kinds.get("plain", controls[0])
+        first = f", the best of {len(controls)} controls" if len(controls) > 1 else ", its control"
+        return [(controls[0], first), *([] if plain is controls[0] else [(plain, "")])]
+    references = [kinds[kind] for kind in REFERENCES if kind in kinds and _kind(best) not in REFERENCES]
+    return [(row, "") for row in references or others[:1]]
+
+
+def _kind(row: Row) -> str:
+    return row["arm"].split(",")[0]
 
 
 def _say(words: str, *values: Any) -> Markup:

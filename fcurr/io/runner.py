@@ -1,10 +1,7 @@
 """A run, from a config to its folder: score, train, evaluate, save, report."""
 
-import hashlib
-import itertools
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +13,8 @@ from torch.func import vmap
 from fcurr import evaluating, fold, observe, training, tree
 from fcurr.bilevel.learned_weights import Learned, signal_to_noise
 from fcurr.errors import BadInput
-from fcurr.io import environment, files, loading, parallel, signals, store, watching
+from fcurr.io import environment, files, parallel, signals, store, watching
+from fcurr.io.fitting import Setting, fetching, fingerprint, informed, scored
 from fcurr.io.journey import Diverged, Journey, Stopped, Watch, travel
 from fcurr.io.loggers import Logger
 from fcurr.io.steps import Steps
@@ -24,10 +22,10 @@ from fcurr.observe import Record
 from fcurr.reweighting import Weighing
 from fcurr.study.bind import build, guarded
 from fcurr.study.config import Experiment
-from fcurr.study.prepare import Prepared, difficulty, prepare
-from fcurr.study.program import fit_program, placed, train_program
+from fcurr.study.prepare import Prepared, prepare
+from fcurr.study.program import placed, train_program
 from fcurr.training import ALONE, Team
-from fcurr.types import Batch, Dataset, Fetch, Params, State
+from fcurr.types import Dataset, Params, State
 
 
 class Outcome(NamedTuple):
@@ -36,19 +34,6 @@ class Outcome(NamedTuple):
     scores: Tensor | None  # [train] float64, larger is harder
     journey: Journey  # at the end
     varying: Params  # hyperparameters in which members differ: name -> [member]
-
-
-class Setting(NamedTuple):
-    """Where a run takes place."""
-
-    folder: Path
-    asked: Callable[[], int]  # the signal that has come, or 0
-    team: Team
-    loggers: Sequence[Logger]  # who else is told the lines of metrics
-
-    @property
-    def writes(self) -> bool:
-        return self.team.rank == 0
 
 
 def load(experiment: Experiment) -> Prepared:
@@ -65,19 +50,6 @@ def identity(experiment: Experiment, prepared: Prepared, plugins: dict[str, str]
         [member.arm, member.seed, json.loads(json.dumps(member.axes, default=str))] for member in experiment.members
     ]
     return {"plugins": plugins, "members": members, "data": fingerprint(prepared)}
-
-
-def fingerprint(prepared: Prepared) -> str:
-    """A hash of all samples and labels that are trained on, chosen by and judged by; of samples that are not in memory,
-    of what they are called."""
-    digest = hashlib.sha256()
-    clean = () if prepared.clean is None else (prepared.clean,)
-    for part in (prepared.train, prepared.validation, prepared.test, *clean):
-        for leaf in (part.x, part.y):
-            digest.update(tree.raw(leaf) if isinstance(leaf, Tensor) else leaf.identity.encode())
-    for ids in prepared.id.values():
-        digest.update(tree.raw(ids))
-    return digest.hexdigest()
 
 
 def holds(folder: Path, experiment: Experiment, prepared: Prepared, plugins: dict[str, str]) -> bool:
@@ -111,7 +83,8 @@ def start_or_continue(
     with signals.asked_to_stop() as asked:
         here = Setting(folder, parallel.agreed(asked, team), team, loggers)
         try:
-            scores = _scores(experiment, prepared, here) if "score" in experiment.components else None
+            scores = scored(experiment, prepared, here) if "score" in experiment.components else None
+            prepared = informed(experiment, prepared, here)
             journey, varying = _train(experiment, prepared, scores, here)
         except (Stopped, Diverged, BadInput) as halt:
             status = {Stopped: "interrupted", Diverged: "diverged"}.get(type(halt), "failed")
@@ -119,45 +92,6 @@ def start_or_continue(
                 files.write_json(folder / store.STATUS, {"status": status, "detail": str(halt)})
             raise
     return Outcome(experiment, prepared, scores, journey, varying)
-
-
-def _scores(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tensor:
-    """The difficulty of the training samples, from the folder if it is there already."""
-    from fcurr.io import tables  # pyarrow
-
-    path, settings = setting.folder / store.SCORES, experiment.training
-    if path.exists():
-        return tables.read_scores(path, prepared.id["train"])
-
-    fits = itertools.count()
-
-    def fit(data: Dataset, seen: Tensor) -> Params:
-        program, run = fit_program(experiment, prepared, data, seen, setting.team)
-        here, device = [Journey(run, ())], run.iteration.device
-        del run
-        watch = Watch(
-            label=f"scoring ({len(seen)} models)",
-            names=[f"model {member} of the score" for member in range(len(seen))],
-            folder=setting.folder / store.SCORING / str(next(fits)),
-            steps=Steps(None),
-            evaluate_every=experiment.fit.iterations,
-            save_every=settings.save_every if settings.clock == "step" else experiment.fit.iterations,
-            on_nonfinite="stop",
-            asked=setting.asked,
-            begin=lambda journey: journey,
-            settle=lambda: None,
-            writes=setting.writes,
-            fetch=fetching(data, device, setting.team),
-        )
-        return training.variables(travel(program, here, watch).run.train)
-
-    scores = difficulty(experiment, prepared, fit)
-    recipe = experiment.config["score"]
-    recipe = recipe if isinstance(recipe, dict) else {"fn": recipe}
-    if setting.writes:
-        tables.write_scores(path, prepared, scores, recipe=recipe, data=fingerprint(prepared))
-        shutil.rmtree(setting.folder / store.SCORING, ignore_errors=True)
-    return scores
 
 
 def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, here: Setting) -> tuple[Journey, Params]:
@@ -243,23 +177,6 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
         observers=watched,
     )
     return travel(program, start, watch, look), program.varying
-
-
-def fetching(data: Dataset, device: torch.device, team: Team = ALONE) -> Fetch:
-    """How batches are taken: this process's part of them; ahead, if the samples are not in memory."""
-
-    def part(ids: Tensor) -> Tensor:
-        size = ids.shape[-1] // team.world
-        return ids[..., team.rank * size : (team.rank + 1) * size]
-
-    def there(take: Callable[[Tensor], Batch], ids: Tensor) -> Batch:
-        return tree.map(lambda leaf: leaf.to(device), take(part(ids).cpu()))
-
-    if not isinstance(data.x, Tensor):
-        return lambda take, ids: loading.ahead(partial(there, take), ids)
-    if team.world > 1:
-        return lambda take, ids: fold.in_blocks(take, map(part, ids))
-    return fold.in_blocks
 
 
 def _of_weights(weighing: State) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ from fcurr.io import files, toml
 CONFIG, IDENTITY, STATUS = "config.toml", "identity.json", "status.json"
 METRICS, STEPS, SCORES = "metrics.jsonl", "steps.jsonl", "scores.parquet"
 CHECKPOINTS, SCORING, PREDICTIONS = "checkpoints", "scoring", "predictions"  # folders
-WEIGHTS = "weights.parquet"
+WEIGHTS, IRREDUCIBLE = "weights.parquet", "irreducible.parquet"
 RESULTS, REPORT, TABLE, ENVIRONMENT = "results.json", "report.html", "metrics.parquet", "environment.json"
-WRITTEN = (STATUS, METRICS, STEPS, TABLE, SCORES, WEIGHTS, RESULTS, REPORT, ENVIRONMENT, CONFIG, IDENTITY)
+WRITTEN = (STATUS, METRICS, STEPS, TABLE, SCORES, WEIGHTS, IRREDUCIBLE, RESULTS, REPORT, ENVIRONMENT, CONFIG, IDENTITY)
 FOLDERS = (CHECKPOINTS, SCORING, PREDICTIONS, "tensorboard", "wandb", "mlflow")
 MAY_CHANGE = ("name", "observers", "loggers", "training.save_every", "training.device")  # of a run that is gone on with
 

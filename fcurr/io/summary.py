@@ -13,12 +13,15 @@ from torch import Tensor
 from fcurr import evaluating, observe, training
 from fcurr.evaluating import Answers
 from fcurr.io import files, predictions, store, tables
+from fcurr.io import weights as weighing
 from fcurr.io.report import Arm, Picture, Story, render
 from fcurr.io.runner import Outcome, fetching
 from fcurr.io.watching import finite
+from fcurr.io.weights import Weighted
 from fcurr.observe import Record
 from fcurr.reweighting import Weighing
 from fcurr.study.config import Experiment
+from fcurr.study.members import controls
 from fcurr.study.prepare import Prepared
 from fcurr.study.program import placed, weights
 from fcurr.types import Dataset, Params
@@ -56,7 +59,7 @@ def _answers(outcome: Outcome, data: Dataset, variables: Params) -> Answers:
     )
 
 
-def results(outcome: Outcome, found_out: Judged) -> dict[str, Any]:
+def results(outcome: Outcome, found_out: Judged, weighted: list[Weighted]) -> dict[str, Any]:
     """The table and the facts of a finished run, as data."""
     prepared, (run, record) = outcome.prepared, outcome.journey
     assert isinstance(record, Record)
@@ -92,10 +95,17 @@ def results(outcome: Outcome, found_out: Judged) -> dict[str, Any]:
         "members": members,
         "confusion": confusions(outcome, found_out.answers),
         "classes": list(prepared.train.classes),
-        "facts": dict(facts(outcome)),
+        "facts": dict(facts(outcome, weighted)),
         "iteration": int(run.iteration),
         "found": found(outcome),
+        "weights": {arm.name: {key: finite(value) for key, value in arm.found.items()} for arm in weighted},
     }
+
+
+def _known(outcome: Outcome) -> np.ndarray | None:
+    """[train] bool: wrongly labelled; None if none is."""
+    wrong = wrongly(outcome.prepared).numpy()
+    return wrong if wrong.any() else None
 
 
 def confusions(outcome: Outcome, answers: Answers) -> dict[str, list[list[int]]] | None:
@@ -133,7 +143,7 @@ def wrongly(prepared: Prepared) -> Tensor:
     return (prepared.train.y != prepared.true).reshape(len(prepared.true), -1).any(1)
 
 
-def facts(outcome: Outcome) -> list[tuple[str, str]]:
+def facts(outcome: Outcome, weighted: list[Weighted]) -> list[tuple[str, str]]:
     """What was trained, in words."""
     prepared, experiment = outcome.prepared, outcome.experiment
     wrong = int(wrongly(prepared).sum())
@@ -159,7 +169,7 @@ def facts(outcome: Outcome) -> list[tuple[str, str]]:
                 f"{hits['among_hardest']:,} of {hits['wrong']:,} wrong labels ({part})",
             )
         )
-    return listed
+    return listed + weighing.fact(weighted, _known(outcome))
 
 
 def _most(experiment: Experiment) -> str:
@@ -170,13 +180,12 @@ def _most(experiment: Experiment) -> str:
 
 def write(outcome: Outcome, folder: Path) -> dict[str, Any]:
     """results.json, metrics.parquet, predictions and report.html."""
-    seen = judged(outcome)
-    rows, found_out = store.metrics(folder), results(outcome, seen)
+    seen, weighted = judged(outcome), _weighted(outcome, folder)
+    rows, found_out = store.metrics(folder), results(outcome, seen, weighted)
     predictions.write_table(folder / store.TABLE, pyarrow.Table.from_pylist(rows))
     _write_predictions(outcome, folder / store.PREDICTIONS, seen.answers)
-    _write_weights(outcome, folder / store.WEIGHTS)
     files.write_json(folder / store.RESULTS, found_out)
-    files.write(folder / store.REPORT, render(story(outcome, folder, found_out)))
+    files.write(folder / store.REPORT, render(story(outcome, folder, found_out, weighted)))
     return found_out
 
 
@@ -192,38 +201,67 @@ def _write_predictions(outcome: Outcome, folder: Path, of_test: Answers) -> None
             predictions.write(folder / f"{name}.parquet", data, prepared.id[name], answers, arms)
 
 
-def _write_weights(outcome: Outcome, path: Path) -> None:
-    """What samples count in the end, where they are weighted."""
+def _weighted(outcome: Outcome, folder: Path) -> list[Weighted]:
+    """What samples count in the end, where they are weighted: written as a table, and given by arm. An arm that is
+    trained on the clean samples alone has no weights of training samples, and one that weighs all alike nothing to
+    tell."""
     run, _ = outcome.journey
-    data = placed(outcome.prepared.train, run.iteration.device)
+    experiment, prepared = outcome.experiment, outcome.prepared
     if not isinstance(run.train.weighing, Weighing):
-        return
+        return []
+    data = placed(prepared.train, run.iteration.device)
     losses = _answers(outcome, data, training.variables(run.train)).losses
-    found = weights(outcome.experiment, outcome.prepared, outcome.varying, run.train, losses)
-    if found is not None:
-        tables.write_weights(path, outcome.prepared, found, losses, [m.arm for m in outcome.experiment.members])
+    counts = weights(experiment, prepared, outcome.varying, run.train, losses)
+    if counts is None:
+        return []
+    tables.write_weights(folder / store.WEIGHTS, prepared, counts, losses, [m.arm for m in experiment.members])
+    rows, arms = store.metrics(folder), []
+    for name, places in groups(outcome).items():
+        own = [row for row in rows if row["member"] in places]
+        times = np.array(sorted({row["iteration"] for row in own}))
+        effective, snr = (_grid(own, key, times, places) for key in ("effective_sample_size", "hypergradient_snr"))
+        counted = counts[places].cpu().numpy()
+        first = experiment.members[places[0]]
+        arm = Weighted(
+            name=name,
+            learned=first.reweighting is not None and first.weighting is None,
+            weights=counted,
+            losses=losses[places].cpu().numpy(),
+            iterations=times,
+            effective=effective,
+            snr=snr,
+            found=weighing.numbers(counted, snr, _known(outcome)),
+        )
+        arms += [arm] if first.samples != "clean" and weighing.worth_telling(arm) else []
+    return arms
 
 
-def story(outcome: Outcome, folder: Path, found_out: dict[str, Any]) -> Story:
+def story(outcome: Outcome, folder: Path, found_out: dict[str, Any], weighted: list[Weighted]) -> Story:
     """All that the report shows."""
     rows, tracked, training = store.metrics(folder), found_out["metric"], outcome.experiment.training
-    scores, prepared = outcome.scores, outcome.prepared
-    wrong = wrongly(prepared)
+    scores = outcome.scores
     order = None if scores is None else torch.argsort(scores, stable=True)
+    pictured = weighing.pictured(weighted)
+    counting, mean = ([], None) if pictured is None else weighing.by_weight(pictured)
+    extra = controls(outcome.experiment.config)
     return Story(
         name=outcome.experiment.name,
         metric=tracked,
         higher=found_out["higher"],
         length=f"{'at most ' if training.patience else ''}{training.total_iterations:,} {training.clock}s",
-        summary=facts(outcome),
+        summary=list(found_out["facts"].items()),
         arms=[_arm(name, rows, members, f"validation_{tracked}") for name, members in groups(outcome).items()],
         table=[{key: np.nan if value is None else value for key, value in row.items()} for row in found_out["table"]],
         confusion={name: np.array(counts) for name, counts in (found_out["confusion"] or {}).items()},
         classes=found_out["classes"],
         scores=None if scores is None else scores.numpy(),
-        wrong=wrong.numpy() if bool(wrong.any()) else None,
-        easiest=[] if order is None else _pictures(outcome, order[:SHOWN]),
-        hardest=[] if order is None else _pictures(outcome, order.flip(0)[:SHOWN]),
+        wrong=_known(outcome),
+        easiest=[] if order is None else _pictures(outcome, order[:SHOWN], scores),
+        hardest=[] if order is None else _pictures(outcome, order.flip(0)[:SHOWN], scores),
+        controls=[n for n, places in groups(outcome).items() if outcome.experiment.members[places[0]].arm in extra],
+        weighted=weighted,
+        lightest=_pictures(outcome, counting[:SHOWN], mean),
+        heaviest=_pictures(outcome, counting[::-1][:SHOWN], mean),
         config=(folder / store.CONFIG).read_text(),
         environment=json.loads((folder / store.ENVIRONMENT).read_text()),
     )
@@ -248,17 +286,18 @@ def _grid(rows: list[dict[str, Any]], key: str, iterations: np.ndarray, members:
     grid = np.full((len(iterations), len(members)), np.nan)
     place = {iteration: row for row, iteration in enumerate(iterations.tolist())}
     for row in rows:
-        value = np.nan if row[key] is None else row[key]
+        value = np.nan if row.get(key) is None else row[key]
         grid[place[row["iteration"]] :, members.index(row["member"])] = value
     return grid
 
 
-def _pictures(outcome: Outcome, places: Tensor) -> list[Picture]:
-    """Samples as pictures, if they are: [height, width], or one or three planes of it."""
-    train, scores = outcome.prepared.train, outcome.scores
+def _pictures(outcome: Outcome, places: Any, values: Any) -> list[Picture]:
+    """The samples at these places as pictures, if they are: [height, width], or one or three planes of it; with their
+    values [sample]."""
+    train = outcome.prepared.train
     shape = train.features
     images = isinstance(train.x, Tensor) and train.task == "classification"
-    if scores is None or not images or not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
+    if values is None or not images or not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
         return []
     assert isinstance(train.x, Tensor)
     low, high = train.x.min(), train.x.max()
@@ -268,5 +307,5 @@ def _pictures(outcome: Outcome, places: Tensor) -> list[Picture]:
         if len(shape) == 3:
             pixels = pixels[0] if shape[0] == 1 else np.moveaxis(pixels, 0, -1)
         given, true = (train.classes[int(labels[place])] for labels in (train.y, outcome.prepared.true))
-        shown.append(Picture(int(outcome.prepared.id["train"][place]), pixels, given, true, float(scores[place])))
+        shown.append(Picture(int(outcome.prepared.id["train"][place]), pixels, given, true, float(values[place])))
     return shown

@@ -58,3 +58,18 @@ def read_scores(path: Path, ids: Tensor) -> Tensor:
         return torch.tensor([found[sample] for sample in ids.tolist()], dtype=torch.float64)
     except (KeyError, OSError, pyarrow.ArrowException) as wrong:
         raise BadInput(f"{path} does not hold the scores of this run's samples: {wrong}") from None
+
+
+def write_losses(path: Path, ids: Tensor, losses: Tensor) -> None:
+    """A row a sample: its position in the data, and a loss."""
+    write_table(path, pyarrow.table({"id": ids.numpy(), "loss": losses.cpu().numpy()}))
+
+
+def read_losses(path: Path, ids: Tensor) -> Tensor:
+    """[sample] float32: the losses of these samples, matched by id."""
+    try:
+        table = pyarrow.parquet.read_table(path)
+        found = dict(zip(table["id"].to_pylist(), table["loss"].to_pylist(), strict=True))
+        return torch.tensor([found[sample] for sample in ids.tolist()])
+    except (KeyError, OSError, pyarrow.ArrowException) as wrong:
+        raise BadInput(f"{path} does not hold the losses of this run's samples: {wrong}") from None

@@ -13,8 +13,8 @@ from fcurr.errors import BadInput
 from fcurr.precision import Precision
 from fcurr.sampler import Clock
 from fcurr.study import units
-from fcurr.study.bind import Call, arguments, resolve
-from fcurr.study.members import LOSS, Member, differing, expand
+from fcurr.study.bind import Call, arguments, required, resolve
+from fcurr.study.members import LOSS, Member, differing, expand, weightings
 from fcurr.study.near import near
 from fcurr.types import Iterations, Seed, Times, Unit
 
@@ -98,6 +98,9 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
     components = {key: resolve(config[key], key, key, plugins) for key in ROLE_KEYS if key in config}
     lists = {key: _list(config.get(key, []), role, key, plugins) for key, role in LISTS.items()}
     members = expand(config, plugins)
+    for call in weightings(members):
+        if "irreducible" in required(call.function) and "clean" not in config:
+            raise BadInput(f"{call.name} compares with a model of clean samples: add a section [clean]", call.where)
     return Experiment(
         name=_name(config.get("name", "run")),
         seed=seed,

@@ -46,10 +46,6 @@ def counting(members: list[Member], prepared: Prepared, batch_size: int) -> Coun
     return Counting(table, torch.tensor(places), route)
 
 
-def learns(found: Counting) -> bool:
-    return found.route is not None
-
-
 def _route(prepared: Prepared, member: Member, batch_size: int) -> Choice:
     params, buffers = prepared.model.init(member.seed)
     few = prepared.train.take(torch.arange(min(batch_size, 8, len(prepared.train.y))))

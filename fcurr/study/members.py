@@ -143,6 +143,15 @@ def _may_vary(key: str, where: str) -> None:
         raise BadInput(f"members of one run share `{section}`; they may differ in {', '.join(MAY_VARY)}", where)
 
 
+def weightings(members: list[Member]) -> list[Call]:
+    """The closed forms among them, each once."""
+    found: list[Call] = []
+    for member in members:
+        if member.weighting is not None and member.weighting not in found:
+            found.append(member.weighting)
+    return found
+
+
 def _member(
     config: Mapping[str, Any], arm: str, change: Mapping[str, Any], axes: dict[str, Any], plugins: Collection[str]
 ) -> Member:

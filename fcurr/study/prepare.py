@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fcurr import curriculum, losses, metrics, tree
-from fcurr.data import splits
+from fcurr.data import clean, splits
 from fcurr.data.splits import Splits
 from fcurr.errors import BadInput
 from fcurr.evaluating import CHUNK
@@ -284,11 +284,11 @@ def _of_classes(experiment: Experiment, data: Dataset) -> None:
         if call.function not in (
             splits.shuffled,
             splits.published,
+            clean.drawn,
             curriculum.unbalanced,
         ) and call.function.__module__.startswith("fcurr."):
-            instead = {"split": "; shuffled does not", "curriculum.sampling": "; unbalanced does not"}.get(
-                call.where, ""
-            )
+            others = {"split": "shuffled", "clean": "drawn", "curriculum.sampling": "unbalanced"}
+            instead = f"; {others[call.where]} does not" if call.where in others else ""
             raise BadInput(f"{call.name} wants a class a sample, and the labels are {what}{instead}", call.where)
 
 

@@ -87,7 +87,7 @@ def train_program(
     found = counting.counting(members, prepared, settings.batch_size)
     if len(found.table) > 1:
         varying[counting.WHICH] = found.which
-    whole = _whole(prepared)
+    whole = together(prepared)
     table = _in_play([members[0].loss, *(call for call in found.table if call is not None)], prepared, whole, rows)
     if isinstance(table, InPlay):
         varying["counts"] = table.counts[:, -1]
@@ -233,7 +233,7 @@ def _in_play(calls: list[Call], prepared: Prepared, whole: Dataset, rows: sample
     return fold.in_play(rows, whole.y, len(whole.classes))
 
 
-def _whole(prepared: Prepared) -> Dataset:
+def together(prepared: Prepared) -> Dataset:
     """What can be drawn: the training samples, and after them the clean ones."""
     train, clean = prepared.train, prepared.clean
     if clean is None:

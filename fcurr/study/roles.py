@@ -39,7 +39,10 @@ ROLES = {
     "learning_rate": Role("fcurr.schedules", (("iteration",),), "how far, and when?", _WHOLE),
     "score": Role("fcurr.scoring", (("params", "batch"), ("data",)), "how hard is a sample?", _WHOLE | {"fit"}),
     "weighting": Role(
-        "fcurr.weighting", (("past", "losses", "batch"),), "how much does each count?", _WHOLE | {"counts"}
+        "fcurr.weighting",
+        (("past", "losses", "batch"),),
+        "how much does each count?",
+        _WHOLE | {"counts", "irreducible"},
     ),
     "threshold": Role("fcurr.weighting", (("past", "losses"),), "which losses are large?", _WHOLE),
     "share": Role("fcurr.schedules", (("iteration",),), "how much, and when?", _WHOLE),
