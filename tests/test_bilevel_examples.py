@@ -6,6 +6,11 @@ import pytest
 from test_examples import EXAMPLES, output
 
 SAID = {  # example -> what it says, with the numbers left open
+    "bilevel_reweighting": r"""
+learned weights: test accuracy \S+, \S+, \S+ %
+all weights 1:   test accuracy \S+, \S+, \S+ %
+wrong labels are 40 % of the samples and carry \d+ % of the weight
+""",
     "bilevel_logistic_regression": r"""
 penalties: nearly none   test loss \S+, accuracy \S+
 penalties: one for all   test loss \S+, accuracy \S+
