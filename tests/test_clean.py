@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import vmap
-from worlds import blobs, keys, labels, seeds
+from worlds import blobs, keys, labels, seeds, whole
 
 from fcurr.bilevel.clean import apart, shuffled
 from fcurr.data.clean import balanced, drawn
@@ -67,7 +67,7 @@ def test_a_batch_is_a_function_of_key_and_iteration_in_an_order_of_its_own_each_
 def test_members_draw_as_each_alone():
     found = shuffled(counted(9), batch_size=4)
     places = torch.tensor([1, 2, 3]), torch.tensor([0, 5, 7])
-    mapped = vmap(lambda *place: found(place).id)(*places)
+    mapped = vmap(lambda key, iteration: found((key, iteration)).id)(*places)
     assert mapped.tolist() == [ids(found, int(key), int(step)) for key, step in zip(*places, strict=True)]
 
 
@@ -84,7 +84,8 @@ def test_without_clean_samples_there_is_a_message():
 def test_clean_samples_that_are_trained_on_as_well_are_refused():
     train, few = blobs(20), blobs(5, seed=9)
     apart(train, few)
-    both = few._replace(x=few.x.clone().index_copy_(0, torch.tensor([2, 4]), train.x[[7, 0]]))
+    mixed = whole(few).x.index_copy(0, torch.tensor([2, 4]), train.take(torch.tensor([7, 0])).x)
+    both = few._replace(x=mixed)
     with pytest.raises(BadInput) as wrong:
         apart(train, both)
     assert wrong.value.where == "clean"

@@ -61,11 +61,11 @@ def pulled_back(
         moved, after = moving(descent, meta).update(grads, whole(numbers), params)
         return moved, floating(after)[0]
 
-    def slopes(numbers: list[Tensor], params: Params, meta: Meta) -> Params:
-        return slope(inner, params, whole(numbers), meta, batch, descent)
+    def slopes(params: Params, meta: Meta) -> Params:
+        return slope(inner, params, memory, meta, batch, descent)
 
-    grads, through_loss = vjp(slopes, numbers, params, meta)  # pyright: ignore
+    grads, through_loss = vjp(slopes, params, meta)  # pyright: ignore
     _, through_update = vjp(update, grads, numbers, params, meta)  # pyright: ignore
-    q, *direct = through_update((p, r))
-    r, p, more = tree.map(torch.add, direct, [*through_loss(q)])
+    q, r, *direct = through_update((p, r))
+    p, more = tree.map(torch.add, direct, [*through_loss(q)])
     return p, r, more
