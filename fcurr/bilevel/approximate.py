@@ -100,7 +100,11 @@ class _Last(NamedTuple):
 def _last(outer: Outer, inner: Inner, params: Params, meta: Meta, descent: Descent) -> _Last:
     *before, batch = descent.batches
     params, memory = descend(inner, params, meta, descent._replace(batches=before))
-    update = lambda grads, meta: moving(descent, meta).update(grads, memory, params)[0]  # noqa: E731
+
+    def update(grads: Params, meta: Meta) -> Params:
+        optimizer = moving(descent, meta)
+        return optimizer.update(tree.map(lambda leaf: leaf * optimizer.scale(memory), grads), memory, params)[0]
+
     after, pullback = vjp(update, grad(inner)(params, meta, batch), meta)  # pyright: ignore
     v, direct = grad(outer, argnums=(0, 1))(after, meta)  # pyright: ignore
     pulled, by_rate = pullback(v)

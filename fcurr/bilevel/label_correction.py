@@ -15,7 +15,7 @@ from torch.func import grad, vjp
 
 from fcurr import reweighting
 from fcurr.autodiff import linearised
-from fcurr.bilevel.learned_weights import Learned, Recipe, anchored, moved_down, outer_gradient, stepped
+from fcurr.bilevel.learned_weights import Learned, Recipe, anchored, moved_down, outer_gradient, stepped, times
 from fcurr.training import TrainState
 from fcurr.types import Batch, Optimizer, Params, State
 
@@ -55,10 +55,10 @@ def corrected_step(state: TrainState, batch: Batch, *, recipe: Recipe, correctio
 
     def objective(outputs: Tensor, params: Params) -> Tensor:
         own = recipe.loss(outputs, targets(params, batch, correction.trust))
-        return (torch.where(learning, own, recipe.loss(outputs, batch.y)) * counts).sum() * (scale / len(counts))
+        return (torch.where(learning, own, recipe.loss(outputs, batch.y)) * counts).sum() / len(counts)
 
     slope, pulled_labels = vjp(lambda params: grad(objective)(here.losses, params), learned.params)  # pyright: ignore
-    seen, buffers, grads = recipe.shared((reweighting.moments(plain, counts), here.buffers, here.pulled(slope)))
+    seen, buffers, grads = recipe.shared((reweighting.moments(plain, counts), here.buffers, here.pulled(slope * scale)))
     grads = anchored(grads, learned.clean, scale * correction.clean_weight, recipe)
 
     def moved(grads: Params) -> tuple[Params, State]:
@@ -66,7 +66,8 @@ def corrected_step(state: TrainState, batch: Batch, *, recipe: Recipe, correctio
 
     params, memory, pulled_update = linearised(moved, grads)
     v = outer_gradient(params, buffers, (state.key, state.iteration), recipe)
-    h = recipe.shared((seen, {}, pulled_labels(here.along(pulled_update(v)))[0]))[2]
+    q = times(pulled_update(v), scale)  # else float16 has no numbers for it
+    h = recipe.shared((seen, {}, pulled_labels(here.along(q))[0]))[2]
     learned = moved_down(learned, h, learning, correction.optimizer)
     learned = learned._replace(clean=v if correction.clean_weight else {})
     return stepped(state, params, buffers, memory, seen, learned)

@@ -56,7 +56,7 @@ class Learned(NamedTuple):
     optimizer: State
     mean: Params  # running mean of the hypergradient
     square: Tensor  # [] running mean of its squared norm
-    clean: Params  # gradient of the clean loss where the model stands, if clean samples are trained on as well
+    clean: Params  # gradient of the clean loss after the step (with `weights_first`, the one that was looked at), or {}
 
 
 def learned_start(seed: int, params: Params, *, weights: Weights, optimizer: Optimizer, clean_weight: float) -> Learned:
@@ -120,7 +120,7 @@ def _look(state: TrainState, batch: Batch, recipe: Recipe, teaching: Teaching) -
 
     params, memory, pulled_update = linearised(moved, grads)
     v = outer_gradient(params, buffers, (state.key, state.iteration), recipe)
-    q = _times(pulled_update(v), recipe.optimizer.scale(state.optimizer))  # else float16 has no numbers for it
+    q = times(pulled_update(v), recipe.optimizer.scale(state.optimizer))  # else float16 has no numbers for it
     s = here.along(q)
     h = recipe.shared((seen, {}, pulled_weights(s / len(batch.id))))[2]
     learned = moved_down(learned, h, state.iteration >= teaching.warm_up, teaching.optimizer)
@@ -135,7 +135,7 @@ def counted(state: TrainState, batch: Batch, here: Near, params: Params, recipe:
     return torch.where(state.iteration >= teaching.warm_up, own, torch.ones_like(own))
 
 
-def _times(params: Params, factor: Tensor | float) -> Params:
+def times(params: Params, factor: Tensor | float) -> Params:
     return {name: leaf * factor for name, leaf in params.items()} if isinstance(factor, Tensor) else params
 
 
