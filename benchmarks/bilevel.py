@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 import torch
-from interleave import quiet, ratios, show
+from interleave import most, quiet, ratios, show
 from step import folding
 from torch import nn
 from torch.func import vmap
@@ -166,6 +166,9 @@ def one(name: str) -> None:
         if route == "ghost" and order == "model first" and name == "mlp":
             candidates[f"exact by {route}, compiled"] = folding(tracing.compiled(traced), start, batch)
     show(f"One step of Meta-Weight-Net, {name}", ratios(candidates, 21 if name == "resnet" else 31))
+    print("\n| candidate | most given out in a step, MiB above what was there |\n|---|---|")
+    for told, candidate in candidates.items():
+        print(f"| {told} | {most(candidate) / 2**20:.1f} |")
 
 
 def members(count: int = 8) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from fcurr.io import allocator
 
@@ -48,6 +49,18 @@ def show(title: str, found: dict[str, tuple[float, float, float]]) -> None:
     print("| candidate | time, median (quartiles) | throughput |\n|---|---|---|")
     for name, (middle, low, high) in found.items():
         print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {1 / middle:.3g} |")
+
+
+def most(function: Callable[[], object]) -> float:
+    """Bytes given out at once, at most, above what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        function()
+    now, peak = 0, 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):  # type: ignore
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
 
 
 def network() -> nn.Sequential:

@@ -8,8 +8,7 @@ import sys
 from functools import partial
 
 import torch
-from interleave import quiet, ratios
-from torch.profiler import ProfilerActivity, profile
+from interleave import most, quiet, ratios
 
 from fcurr import losses, models, optim, tree
 from fcurr.autodiff import losses_and_grad
@@ -39,18 +38,6 @@ def problem(count: int):
     outer = partial(lambda params, meta, clean: each(params, clean).mean(), clean=batch())
     descent = Descent(optimizer, optimizer.init(params), [batch() for _ in range(count)])
     return outer, inner, params, torch.zeros(BATCH), descent
-
-
-def most(function) -> float:
-    """Bytes given out at once, at most, above what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        function()
-    now, peak = 0, 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda event: event.start_ns()):  # type: ignore
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
 
 
 def plain():

@@ -10,7 +10,7 @@ import pytest
 HOME = Path(__file__).parents[1]
 FLOORS = [
     {"types", "errors"},
-    {"tree", "rng", "autodiff", "ghost", "routes", "mapping", "tracing", "keyed", "networks"},
+    {"tree", "rng", "autodiff", "layers", "ghost", "routes", "mapping", "tracing", "keyed", "networks"},
     {"pacing", "weighting", "scoring", "losses", "metrics", "precision", "inputs"}
     | {"optim", "schedules", "models", "data"},
     {"curriculum", "sampler", "training", "reweighting", "fold", "evaluating", "observe", "views", "loading"}
@@ -24,6 +24,7 @@ SIDEWAYS = {
     ("routes", "ghost"),
     ("routes", "autodiff"),
     ("ghost", "rng"),
+    ("ghost", "layers"),
     ("ghost", "autodiff"),
     ("tracing", "tree"),
     ("keyed", "rng"),
