@@ -23,9 +23,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 
-from fcurr import rng, tree
+from fcurr import layers, rng, tree
 from fcurr.autodiff import detached, losses_and_grad, transformed
-from fcurr.layers import LAYERS, Use, in_type_of, own, pulled, replacing, standing, tensors, times, with_tensors
+from fcurr.layers import LAYERS, Use, in_type_of, own, replacing, standing, tensors, with_tensors
 from fcurr.types import Buffers, Params
 
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2}  # see `agree`
@@ -91,15 +91,15 @@ def _tapped(function: Callable[[Params], tuple[Tensor, Buffers]], params: Params
 
 def _kept(losses: Tensor, buffers: Buffers, uses: list[Use], cotangents: list[Tensor], params: Params) -> Backprops:
     """What is needed later: of normalisations the samples' own gradients, of other layers what they were given."""
-    layers, slopes, small = [], [], []
+    large, slopes, small = [], [], []
     for use, cotangent in zip(uses, cotangents, strict=True):
         first = losses.ndim == 1 and len(cotangent) % len(losses) == 0
         if first and (found := own(use, cotangent, len(losses))) is not None:
             small.append(found)
         else:
-            layers.append(use)
+            large.append(use)
             slopes.append(cotangent)
-    return Backprops(losses, buffers, layers, slopes, small, params)
+    return Backprops(losses, buffers, large, slopes, small, params)
 
 
 def along(found: Backprops, direction: Params) -> Tensor:
@@ -119,7 +119,7 @@ def weighted(found: Backprops, weights: Tensor) -> Params:
     """The gradient of sum(weights * losses); weights [batch]."""
     grads: Params = {}
     for use, cotangent in zip(found.uses, found.cotangents, strict=True):
-        for name, part in pulled(use, times(cotangent, weights)).items():
+        for name, part in layers.weighted(use, cotangent, weights).items():
             grads[name] = grads[name] + part if name in grads else part
     for each in found.own:
         for name, own_grads in each.items():

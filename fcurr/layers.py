@@ -92,28 +92,37 @@ def _unpadded(use: Use, table: Tensor) -> Tensor:
     )
 
 
-def times(cotangent: Tensor, weights: Tensor) -> Tensor:
-    """Samples come first, alone or in one axis with positions."""
-    each = weights.to(cotangent.dtype)
-    if len(cotangent) != len(each):
-        each = each.repeat_interleave(len(cotangent) // len(each))
-    return cotangent * each.reshape(-1, *[1] * (cotangent.ndim - 1))
-
-
-def pulled(use: Use, cotangent: Tensor) -> Params:
-    """The gradients of a layer's parameters, given that of what it gave."""
+def weighted(use: Use, cotangent: Tensor, weights: Tensor) -> Params:
+    """The gradients of a layer's parameters, each sample weighted, given the gradient of what the layer gave."""
     if use.function is F.linear:
-        found = _pulled_linear(use, cotangent)
+        found = _weighted_linear(use, cotangent, weights)
     elif (shape := _convolution(use)) is not None:
-        found = _pulled_convolution(use, cotangent, shape)
+        found = _weighted_convolution(use, cotangent, weights, shape)
     else:
-        found = _pulled_anyhow(use, cotangent)
+        found = _weighted_anyhow(use, _times(cotangent, weights))
     return {name: part for name, part in zip(use.names, found, strict=True) if name is not None and part is not None}
 
 
-def _pulled_linear(use: Use, cotangent: Tensor) -> list[Tensor | None]:
-    a, b = (x.flatten(0, -2) if x.ndim > 2 else x for x in (use.arguments[0], cotangent))
-    found = [b.mT @ a.to(b.dtype) if use.names[0] else None, b.sum(0) if use.names[1] else None]
+def _times(x: Tensor, weights: Tensor) -> Tensor:
+    """Samples come first, alone or in one axis with positions."""
+    return x * _each(weights, x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _each(weights: Tensor, x: Tensor) -> Tensor:
+    """A weight for everything in the first axis."""
+    each = weights.to(x.dtype)
+    return each if len(x) == len(each) else each.repeat_interleave(len(x) // len(each))
+
+
+def _weighted_linear(use: Use, cotangent: Tensor, weights: Tensor) -> list[Tensor | None]:
+    """The smaller of what was given and what came back is multiplied."""
+    a, b = use.arguments[0].to(cotangent.dtype), cotangent
+    flat = lambda x: x.flatten(0, -2) if x.ndim > 2 else x  # noqa: E731
+    sums = None
+    if use.names[1] is not None:
+        sums = _each(weights, b) @ (b.flatten(1, -2).sum(1) if b.ndim > 2 else b)
+    a, b = (_times(a, weights), b) if a.numel() < b.numel() else (a, _times(b, weights))
+    found = [flat(b).mT @ flat(a) if use.names[0] is not None else None, sums]
     return [part if part is None else part.to(use.arguments[1].dtype) for part in found]
 
 
@@ -136,17 +145,19 @@ def _convolution(use: Use) -> list[Any] | None:
     return [stride, wide(padding), dilation, False, [0] * axes, fixed["groups"]]
 
 
-def _pulled_convolution(use: Use, cotangent: Tensor, shape: list[Any]) -> list[Tensor | None]:
-    x, weight = use.arguments[0].to(cotangent.dtype), use.arguments[1]
-    sums = None if use.names[1] is None else cotangent.flatten(2).sum((0, 2)).to(weight.dtype)
+def _weighted_convolution(use: Use, cotangent: Tensor, weights: Tensor, shape: list[Any]) -> list[Tensor | None]:
+    """The smaller of what was given and what came back is multiplied."""
+    x, weight, b = use.arguments[0].to(cotangent.dtype), use.arguments[1], cotangent
+    sums = None if use.names[1] is None else (_each(weights, b) @ b.flatten(2).sum(2)).to(weight.dtype)
     if use.names[0] is None:
         return [None, sums]
+    x, b = (_times(x, weights), b) if x.numel() < b.numel() else (x, _times(b, weights))
     only = [False, True, False]
-    back = torch.ops.aten.convolution_backward(cotangent, x, weight.to(cotangent.dtype), None, *shape, only)
+    back = torch.ops.aten.convolution_backward(b, x, weight.to(b.dtype), None, *shape, only)
     return [back[1].to(weight.dtype), sums]
 
 
-def _pulled_anyhow(use: Use, cotangent: Tensor) -> list[Tensor | None]:
+def _weighted_anyhow(use: Use, cotangent: Tensor) -> list[Tensor | None]:
     fixed = [use.given(slot) for slot in range(len(use.slots))]
     use = in_type_of(
         use,
