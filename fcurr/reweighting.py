@@ -35,6 +35,8 @@ def begun(learned: State = ()) -> Weighing:
 
 def past(state: TrainState) -> Past:
     """What a weighting may know of a state."""
+    if not isinstance(state.weighing, Weighing):
+        raise ValueError("the state remembers no weights: state._replace(weighing=reweighting.begun(...)) begins that")
     return Past(key=rng.fold(state.key, 2), iteration=state.iteration, loss=state.weighing.loss)
 
 

@@ -56,6 +56,8 @@ def near(function: Losses, params: Params, route: Route) -> Near:
     if route == "ghost":
         found = ghost.backprops(function, params)
         return Near(found.losses, found.buffers, partial(ghost.weighted, found), partial(ghost.along, found))
+    if route not in ("forward", "reverse"):
+        raise ValueError(f"{route!r} is no route: ghost, forward, reverse")
     losses, buffers, pulled = linearised(function, params)
     along = _forward if route == "forward" else _reverse
     return Near(losses, buffers, pulled, partial(along, function, params))

@@ -10,7 +10,7 @@ from torch.func import vmap
 from worlds import blobs, keys, labels, seeds, whole
 
 from fcurr.bilevel.clean import apart, shuffled
-from fcurr.data.clean import balanced, drawn
+from fcurr.data.clean import balanced, drawn, listed
 from fcurr.errors import BadInput
 
 sizes = st.integers(1, 20)
@@ -102,7 +102,7 @@ def test_clean_samples_that_are_trained_on_as_well_are_refused():
 def test_balanced_takes_as_many_of_every_class_to_within_one_and_none_twice(seed, samples, classes, extra):
     y = torch.arange(samples) % classes
     size = min(classes + extra, samples)
-    found = balanced(y, size=size, classes=classes, seed=seed)
+    found = balanced(y, size=size, among=torch.arange(len(y)), classes=classes, seed=seed)
     counts = torch.bincount(y[found], minlength=classes)
     assert len(found) == size == len(found.unique()) and found.dtype == torch.int64
     assert counts.max() - counts.min() <= 1 and counts.tolist() == sorted(counts.tolist(), reverse=True)
@@ -112,12 +112,15 @@ def test_balanced_takes_as_many_of_every_class_to_within_one_and_none_twice(seed
 @given(y=labels, seed=seeds)
 def test_drawn_takes_any_once_and_leaves_some(y, seed):
     for size in range(1, len(y)):
-        found = drawn(y, size=size, seed=seed)
+        found = drawn(y, size=size, among=torch.arange(len(y)), seed=seed)
         assert len(found.unique()) == size == len(found)
         assert set(found.tolist()) < set(range(len(y)))
 
 
-@pytest.mark.parametrize("choose", [partial(drawn, size=10), partial(balanced, size=10, classes=3)])
+@pytest.mark.parametrize(
+    "choose",
+    [partial(drawn, size=10, among=torch.arange(60)), partial(balanced, size=10, among=torch.arange(60), classes=3)],
+)
 def test_the_seed_decides_and_every_sample_may_be_taken(choose):
     y = torch.arange(60) % 3
     assert torch.equal(choose(y, seed=1), choose(y, seed=1)) and not torch.equal(choose(y, seed=1), choose(y, seed=2))
@@ -128,11 +131,20 @@ def test_the_seed_decides_and_every_sample_may_be_taken(choose):
 def test_what_cannot_be_taken_is_said():
     y = torch.tensor([0, 0, 0, 1, 2, 2])
     with pytest.raises(ValueError) as wrong:
-        balanced(y, size=6, classes=3, seed=0)
+        balanced(y, size=6, among=torch.arange(len(y)), classes=3, seed=0)
     assert str(wrong.value) == "class 1 has 1 samples to train on, and 2 are to be clean"
     with pytest.raises(ValueError) as wrong:
-        balanced(y, size=2, classes=3, seed=0)
+        balanced(y, size=2, among=torch.arange(len(y)), classes=3, seed=0)
     assert str(wrong.value) == "2 clean samples cannot show 3 classes: at least one each"
     with pytest.raises(ValueError) as wrong:
-        drawn(y, size=6, seed=0)
+        drawn(y, size=6, among=torch.arange(len(y)), seed=0)
     assert str(wrong.value) == "of 6 samples to train on, 6 clean ones leave none"
+
+
+def test_listed_samples_are_those_and_a_wrong_list_is_told():
+    y = torch.arange(5)
+    assert listed(y, ids=(4, 0)).tolist() == [0, 4]
+    with pytest.raises(ValueError, match=r"^there is no sample 5: the data has 5, counted from 0$"):
+        listed(y, ids=(5,))
+    with pytest.raises(ValueError, match=r"^sample 1 is listed twice$"):
+        listed(y, ids=(1, 2, 1))

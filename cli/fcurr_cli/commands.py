@@ -165,6 +165,9 @@ def ls(role: str | None) -> None:
             raise BadInput(f"there is no role `{role}`{near(role, ROLES)}; there are {', '.join(ROLES)}")
         for name in [role] if role else ROLES:
             print(f"{name}: {ROLES[name].answers}")
+            if role is None and ROLES[name].module == ROLES["learning_rate"].module and name != "learning_rate":
+                print("  as learning_rate")
+                continue
             for component in components(name):
                 print(f"  {component.name:22} {component.summary}")
 

@@ -15,6 +15,8 @@ def shuffled(data: Dataset, *, batch_size: Samples, rank: int = 0, world: int = 
     """`(key, iteration) -> Batch`: pass after pass over the clean samples, each in an order of its own; of `world`
     processes each takes an equal part of every batch, so a batch may be up to world - 1 samples smaller. All samples if
     the batch is as large as they are."""
+    if batch_size < 1:
+        raise BadInput(f"a batch of {batch_size} clean samples is none", "clean")
     if len(data.y) == 0:
         raise BadInput("there are no clean samples: learned weights need some to be judged by", "clean")
     size = min(batch_size, len(data.y))

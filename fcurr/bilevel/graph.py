@@ -31,6 +31,10 @@ class Graph(NamedTuple):
 def graph_of(names: Iterable[str], dependencies: Dependencies) -> Graph:
     """BadInput for a name that is no level's, a circle, and an upper level to which no way leads."""
     names = tuple(names)
+    for kind, edges in zip(Dependencies._fields, dependencies, strict=True):
+        for name, others in edges.items():
+            if isinstance(others, str):
+                raise BadInput(f"{kind}[{name!r}] is a text: a list of names, [{others!r}]")
     up, down = (_known(names, *edges) for edges in zip(Dependencies._fields, dependencies, strict=True))
     _check_circles(names, up)
     below = {name: frozenset(other for other in names if name in _reached(other, up)) for name in names}

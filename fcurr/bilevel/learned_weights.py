@@ -101,6 +101,7 @@ class Look(NamedTuple):
 
 
 def _look(state: TrainState, batch: Batch, recipe: Recipe, teaching: Teaching) -> Look:
+    reweighting.past(state)
     learned: Learned = state.weighing.learned
     here = reweighting.looked(
         state, batch, model=recipe.model, loss=recipe.loss, route=recipe.route, accumulate=recipe.accumulate

@@ -27,8 +27,9 @@ from fcurr.bilevel.learned_weights import (
 )
 from fcurr.optim import adam
 from fcurr.training import TrainState
-from fcurr.types import Batch, Classes, Params, Penalty, Portion, Positive, Rate, Samples, Side, State, Unit
+from fcurr.types import Batch, Classes, Params, Penalty, Positive, Rate, Samples, Side, State, Unit
 
+Exponent = Annotated[float, Ge(0), Le(1), Unit("exponent")]
 Weight = Annotated[float, Ge(0), Le(1e38), Unit("weight")]
 WarmUp = Annotated[int, Ge(0), Lt(2**31), Unit("number of steps")]
 Order = Literal["model first", "weights first"]
@@ -123,7 +124,7 @@ def label_correction(
     )
 
 
-def learning_to_reweight(*, power: Portion = 1.0, warm_up: WarmUp = 100, clean_weight: Weight = 0.1) -> Reweighting:
+def learning_to_reweight(*, power: Exponent = 1.0, warm_up: WarmUp = 100, clean_weight: Weight = 0.1) -> Reweighting:
     """Weights anew for every batch: those with which a small step down does best on clean samples.
 
     w_i = max(0, <grad clean loss, grad L_i>), divided by their mean; all 0, so no step, if none is positive. Ren et al.
@@ -139,7 +140,10 @@ def learning_to_reweight(*, power: Portion = 1.0, warm_up: WarmUp = 100, clean_w
 
 def learned(teaching: Teaching, *, order: Order) -> Reweighting:
     """Any weights that learn, by any optimizer."""
-    step = {"model first": weights_after, "weights first": weights_first}[order]
+    steps = {"model first": weights_after, "weights first": weights_first}
+    if order not in steps:
+        raise ValueError(f"{order!r} is no order: {', '.join(map(repr, steps))}")
+    step = steps[order]
     start = partial(
         learned_start, weights=teaching.weights, optimizer=teaching.optimizer, clean_weight=teaching.clean_weight
     )

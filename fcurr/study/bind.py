@@ -50,7 +50,8 @@ def resolve(written: Any, role: str, where: str, plugins: Collection[str] = ()) 
     call = Call(where, name, function, arguments(function, name, rest, where, plugins))
     if missing := [key for key in required(function) if key not in call.fixed and key not in ROLES[role].given]:
         key = missing[0]
-        kind = f"a component of the role {key}" if key in ROLES else units.meaning(units.hints(function).get(key, Any))
+        hint = units.hints(function).get(key, Any)
+        kind = f"a component of the role {key}" if key in ROLES and not units.holds_value(hint) else units.meaning(hint)
         raise BadInput(f"{name} needs `{key}`, {kind}", where)
     return call
 

@@ -95,6 +95,9 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
     seed = units.checked(config.get("seed", 0), Seed, "seed")
     if "reweighting" in config and "clean" not in config:
         raise BadInput("weights are learned from clean samples: add a section [clean]", "reweighting")
+    if "reweighting" in config and "weighting" in config:
+        words = "weights are learned, or in closed form: to compare them, give the closed form to an arm"
+        raise BadInput(words, "weighting")
     components = {key: resolve(config[key], key, key, plugins) for key in ROLE_KEYS if key in config}
     lists = {key: _list(config.get(key, []), role, key, plugins) for key, role in LISTS.items()}
     members = expand(config, plugins)

@@ -14,9 +14,10 @@ from torch import Tensor
 from fcurr import reweighting, routes, training
 from fcurr.bilevel import clean
 from fcurr.bilevel.learned_weights import Recipe
-from fcurr.bilevel.methods import Reweighting
+from fcurr.bilevel.methods import Reweighting, label_correction
+from fcurr.errors import BadInput
 from fcurr.routes import Choice
-from fcurr.study.bind import Call, build
+from fcurr.study.bind import Call, build, guarded, required
 from fcurr.study.members import Member
 from fcurr.study.prepare import Prepared
 from fcurr.training import Team, TrainState
@@ -41,9 +42,43 @@ def counting(members: list[Member], prepared: Prepared, batch_size: int) -> Coun
         if member.weighting not in table:
             table.append(member.weighting)
         places.append(table.index(member.weighting))
-    learned = members[0].reweighting is not None and None in table
+    for call in table:
+        if call is not None and "irreducible" not in required(call.function):
+            _tried(call, prepared)
+    call = members[0].reweighting
+    learned = call is not None and None in table
+    if learned and call is not None and call.function is label_correction:
+        _takes_shares(prepared)
     route = _route(prepared, members[0], batch_size) if learned else None
     return Counting(table, torch.tensor(places), route)
+
+
+def _takes_shares(prepared: Prepared) -> None:
+    """BadInput where labels are to be corrected and the loss does not take shares of classes."""
+    if prepared.train.task != "classification":
+        return
+    classes = len(prepared.train.classes)
+    outputs, shares = torch.zeros(2, classes), torch.full((2, classes), 1 / classes)
+    try:
+        assert prepared.entries["loss"](outputs, shares).shape == (2,)
+    except Exception as wrong:
+        words = "label_correction learns shares of classes, and the loss takes classes only: cross_entropy takes both"
+        raise BadInput(words, "reweighting") from wrong
+
+
+def _tried(call: Call, prepared: Prepared) -> None:
+    """BadInput where a weighting does not give a number a sample that is not negative."""
+    few = prepared.train.take(torch.arange(min(6, len(prepared.train.y))))
+    losses = torch.linspace(0.05, 8.0, len(few.y))
+    past = Past(key=torch.tensor(0), iteration=torch.tensor(0), loss=torch.tensor(1.0))
+    found = guarded(call, build(call, prepared.entries), past, losses, few)
+    if not isinstance(found, Tensor) or found.shape != losses.shape:
+        raise BadInput(f"{call.name} does not give one weight a sample", call.where)
+    wrong = ~(found.isfinite() & (found >= 0))
+    if bool(wrong.any()):
+        place = int(wrong.nonzero()[0])
+        words = f"{call.name} gives the weight {float(found[place]):.3g} to a sample of loss {float(losses[place]):.3g}"
+        raise BadInput(f"{words}: weights are finite and not negative", call.where)
 
 
 def _route(prepared: Prepared, member: Member, batch_size: int) -> Choice:

@@ -58,7 +58,8 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
             raise BadInput(f"of {len(data.y)} samples none is left to {_USE[name]}: the {name} split is empty", "split")
     ids, few = split.train, split.train[:0]
     if "clean" in parts:
-        ids, few = _parted(parts["clean"], entries, ids, data.y)
+        split, few = _parted(parts["clean"], entries, split, data.y)
+        ids = split.train
     if "imbalance" in parts:
         ids = ids[guarded(parts["imbalance"], build(parts["imbalance"], entries), data.y[ids])]
     true = data.y[ids]
@@ -159,21 +160,19 @@ def difficulty(experiment: Experiment, prepared: Prepared, fit: Callable[[Datase
     return sign * values.double().cpu()
 
 
-def _parted(call: Call, entries: dict[str, Any], ids: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(to train on, clean) of the training samples."""
-    chosen = guarded(call, build(call, entries), y[ids])
+def _parted(call: Call, entries: dict[str, Any], split: Splits, y: Tensor) -> tuple[Splits, Tensor]:
+    """(the parts without them, the clean samples)."""
+    chosen = guarded(call, build(call, entries | {"among": split.train}), y)
     if not isinstance(chosen, Tensor) or chosen.ndim != 1 or chosen.dtype != torch.int64 or len(chosen) == 0:
-        raise BadInput(f"{call.name} does not give the places of some samples, [sample] int64", call.where)
-    inside = bool((chosen >= 0).all()) and bool((chosen < len(ids)).all())
+        raise BadInput(f"{call.name} does not give the positions of some samples, [sample] int64", call.where)
+    inside = bool((chosen >= 0).all()) and bool((chosen < len(y)).all())
     if not inside or len(chosen.unique()) < len(chosen):
-        raise BadInput(
-            f"{call.name} gives a place twice, or one outside of the {len(ids)} training samples", call.where
-        )
-    rest = torch.ones(len(ids), dtype=torch.bool)
-    rest[chosen] = False
-    if not bool(rest.any()):
-        raise BadInput(f"{call.name} leaves no samples to train on", call.where)
-    return ids[rest], ids[chosen]
+        raise BadInput(f"{call.name} gives a position twice, or one that is none of {len(y)} samples", call.where)
+    left = Splits(*(part[~torch.isin(part, chosen)] for part in split))
+    for name, part in zip(left._fields, left, strict=True):
+        if len(part) == 0:
+            raise BadInput(f"{call.name} leaves no samples to {_USE[name]}", call.where)
+    return left, chosen
 
 
 def _finite(data: Dataset) -> None:
@@ -285,6 +284,7 @@ def _of_classes(experiment: Experiment, data: Dataset) -> None:
             splits.shuffled,
             splits.published,
             clean.drawn,
+            clean.listed,
             curriculum.unbalanced,
         ) and call.function.__module__.startswith("fcurr."):
             others = {"split": "shuffled", "clean": "drawn", "curriculum.sampling": "unbalanced"}

@@ -13,7 +13,7 @@ from fcurr.errors import BadInput
 from fcurr.fold import InPlay, Program, Run
 from fcurr.precision import loss_scaled
 from fcurr.study import counting
-from fcurr.study.bind import Call, build, guarded, replaced, required
+from fcurr.study.bind import Call, build, guarded, numbers, replaced, required
 from fcurr.study.config import Experiment, Training
 from fcurr.study.members import Member
 from fcurr.study.prepare import Prepared, tried
@@ -36,6 +36,7 @@ def plan(experiment: Experiment, prepared: Prepared) -> list[str]:
     longest, size = int(_steps(experiment, rows).max()), settings.batch_size
     lines.append(f"train {len(experiment.members)} members as one program of {longest:,} steps, batches of {size}")
     found = counting.counting(experiment.members, prepared, size)
+    _in_time(experiment, found, int(_steps(experiment, rows).min()))
     if (route := found.route) is not None:
         note = f" ({route.why})" if route.why else ""
         lines.append(
@@ -85,6 +86,7 @@ def train_program(
     steps = _steps(experiment, rows)
     varying = {path: torch.tensor(values) for path, values in experiment.varying.items()} | {"total_iterations": steps}
     found = counting.counting(members, prepared, settings.batch_size)
+    _in_time(experiment, found, int(steps.min()))
     if len(found.table) > 1:
         varying[counting.WHICH] = found.which
     whole = together(prepared)
@@ -129,6 +131,14 @@ def train_program(
         advance=vmap(advance) if optimizer.advance is not Optimizer._field_defaults["advance"] else None,
     )
     return _ready(program, tree.stack([starts[m.seed] for m in members]), settings, team)
+
+
+def _in_time(experiment: Experiment, found: counting.Counting, steps: int) -> None:
+    """BadInput where a run is over before weights are learned."""
+    call = experiment.members[0].reweighting
+    warm_up = numbers(call).get("warm_up", 0) if call is not None and found.route is not None else 0
+    if warm_up >= steps:
+        raise BadInput(f"nothing is learned: all {steps:,} steps are warm-up", "reweighting.warm_up")
 
 
 def _parts(experiment: Experiment, prepared: Prepared, team: Team, own: Params) -> counting.Parts:

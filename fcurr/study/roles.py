@@ -28,7 +28,7 @@ ROLES = {
     "data": Role("fcurr.io.datasets", ((),), "which samples are there?", _EARLY),
     "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?", _SHAPED),
     "noise": Role("fcurr.data.labels", (("y",),), "which labels are made wrong?", _SHAPED),
-    "clean": Role("fcurr.data.clean", (("y",),), "which are known to be right?", _SHAPED),
+    "clean": Role("fcurr.data.clean", (("y",),), "which are known to be right?", _SHAPED | {"among"}),
     "imbalance": Role("fcurr.data.imbalance", (("y",),), "which classes are made rare?", _SHAPED),
     "scaling": Role("fcurr.data.scalings", (("x",),), "in what units are the samples?", _SHAPED),
     "augmentation": Role("fcurr.data.augmentations", (("batch", "place"),), "what is changed at random?", _SHAPED),
