@@ -80,7 +80,7 @@ FAULTS = {
         "[trainin]",
         ":14:1: trainin: there is no section `trainin` (did you mean `training`?); there are name, seed, data, split, "
         "clean, noise, imbalance, scaling, model, loss, optimizer, score, weighting, reweighting, augment, metrics, "
-        "observers, loggers, training, fit, outputs, curriculum, members, arms, controls",
+        "observers, loggers, training, fit, outputs, curriculum, members, arms, controls, samples",
     ),
     "a section without a component": (
         '[model]\nfn = "mlp"',

@@ -254,7 +254,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "clean samples that are nobody's": (
         {"clean": None, "reweighting": None, "samples": "clean"},
-        "samples",
+        "samples: there are no clean samples: add a section [clean]",
+    ),
+    "samples of another kind": ({"samples": "all"}, 'samples: "all" is not "train", "clean" or "both"'),
+    "weights of both kinds": (
+        {"weighting": "focal"},
+        "weighting: weights are learned, or in closed form: to compare them, give the closed form to an arm",
+    ),
+    "a warm-up as long as the run": (
+        {"reweighting": {"fn": "meta_weight_net", "warm_up": 40}},
+        "reweighting.warm_up: nothing is learned: all 40 steps are warm-up",
+    ),
+    "a clean sample that is not there": (
+        {"clean": {"fn": "listed", "ids": [3, 2000]}},
+        "clean: there is no sample 2000: the data has 1797, counted from 0",
     ),
     "a weighting that needs clean samples": (
         {"clean": None, "reweighting": None, "weighting": "rho_loss"},
@@ -282,3 +295,31 @@ def _digits():
     from fcurr.io.datasets import digits
 
     return digits()
+
+
+def test_listed_clean_samples_are_taken_from_whatever_part_they_were_in():
+    ids = [5, 17, 1000, 1700]
+    prepared = runner.load(configs.read(_config(clean={"fn": "listed", "ids": ids})))
+    assert prepared.id["clean"].tolist() == ids
+    assert not {*ids} & {int(i) for name in ("train", "validation", "test") for i in prepared.id[name]}
+
+
+def test_a_weighting_of_ones_own_that_gives_negative_weights_is_told(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def below(past, losses, batch):\n    return 1 - losses\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = _config(arms={"a": {"weighting": {"fn": "mine:below"}}})
+    found = fcurr("check", written(tmp_path, config), "--plugin", "mine")
+    words = " ".join(found.output.split())
+    assert found.exit_code == 2
+    assert "mine:below gives the weight -0.64 to a sample of loss 1.64: weights are finite and not negative" in words
+
+
+def test_labels_are_not_corrected_under_a_loss_that_takes_classes_only(tmp_path, monkeypatch):
+    (tmp_path / "hard.py").write_text("def loss(outputs, y):\n    return -outputs.gather(1, y[:, None])[:, 0]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = _config(reweighting={"fn": "label_correction", "warm_up": 5}, loss={"fn": "hard:loss"})
+    found = fcurr("check", written(tmp_path, config), "--plugin", "hard")
+    words = (
+        "reweighting: label_correction learns shares of classes, and the loss takes classes only: cross_entropy takes"
+    )
+    assert found.exit_code == 2 and words in " ".join(found.output.split())

@@ -78,7 +78,7 @@ ROLE_KEYS = (
 )
 LISTS = {"augment": "augmentation", "metrics": "metric", "observers": "observer", "loggers": "logger"}
 RECORDS = {"training": Training, "fit": Fit, "outputs": Outputs}
-KEYS = ("name", "seed", *ROLE_KEYS, *LISTS, *RECORDS, "curriculum", "members", "arms", "controls")
+KEYS = ("name", "seed", *ROLE_KEYS, *LISTS, *RECORDS, "curriculum", "members", "arms", "controls", "samples")
 NEEDED = ("data", "split", "model", "optimizer", "training")
 
 

@@ -3,14 +3,14 @@
 import importlib
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
 from fcurr.study import units
 from fcurr.study.bind import flowing, required
 from fcurr.study.config import KEYS, LISTS, NEEDED, RECORDS, ROLE_KEYS, Name
-from fcurr.study.members import CURRICULUM
+from fcurr.study.members import CURRICULUM, Source
 from fcurr.study.roles import ROLES, components
 from fcurr.types import Seed
 
@@ -34,6 +34,12 @@ def schema() -> dict[str, Any]:
         "description": "what is compared: each arm is a table of changes to the config",
         "additionalProperties": {"type": "object"},
     }
+    properties["controls"] = {
+        "type": "boolean",
+        "description": "what learned weights are compared with",
+        "default": True,
+    }
+    properties["samples"] = {"enum": list(get_args(Source)), "description": "which are trained on", "default": "train"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fcurr config",
