@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcurr import rng, sampler, tree
+from fcurr import rng, sampler, tracing, tree
 from fcurr.sampler import Clock, Cursor, Lessons
 from fcurr.tracing import Traced, traced
 from fcurr.training import TrainState
@@ -62,11 +62,18 @@ def together(step: Step, *examples: Any, compiled: bool = False) -> Step:
     member alone is not mapped; and where torch cannot map an operation, an LSTM say, members take turns. `compiled`:
     torch.compile fuses the operations as well, for half a minute of compiling and numbers equal to rounding.
     """
+    operations = _operations(step, *examples)
+    if not compiled:
+        return operations
+    fused = tracing.compiled(operations)
+    fused(*examples)  # compiles here, where what cannot be compiled is told, and not inside the fold's generator
+    return fused
+
+
+def _operations(step: Step, *examples: Any) -> Traced:
     alone = partial(in_turn, step)
     if len(tree.leaves(examples)[0]) == 1:
-        return torch.compile(alone) if compiled else traced(alone, *examples)
-    if compiled:
-        return torch.compile(vmap(step))
+        return traced(alone, *examples)
     try:
         return traced(vmap(step), *examples)
     except RuntimeError:  # whatever else is wrong is raised again

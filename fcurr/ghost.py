@@ -143,12 +143,17 @@ def refusal(function: Callable[[Params], tuple[Tensor, Buffers]], params: Params
         if len(cotangent) % size:
             name = next(name for name in use.names if name is not None)
             return f"the parameter {name!r} is not used sample by sample"
-    weights, direction = tried(found.losses, params)
-    _, _, grads = losses_and_grad(function, params, weights)
     types = {cotangent.dtype for cotangent in found.cotangents} | {found.losses.dtype}
     close = max(CLOSE.get(dtype, 0.0) for dtype in types)
+    weights, direction = tried(found.losses, params)
+    moved = {name: leaf + 0.1 * direction[name] for name, leaf in params.items()}  # where no layer is all zeros
+    found, (_, _, grads) = backprops(function, moved), losses_and_grad(function, moved, weights)
     if not agree(weights * along(found, direction), grads, direction, close):
         return "what belongs to one sample cannot be told from what belongs to others"
+    own, least = weighted(found, weights), 1e-3 * tree.norm(grads)
+    for name, leaf in grads.items():
+        if not bool((own[name] - leaf).norm() <= close * (leaf.norm() + least)):
+            return f"the parameter {name!r} is not used sample by sample"
     return ""
 
 

@@ -45,6 +45,10 @@ class Use(NamedTuple):
                 named[keyword] = tensor
         return self.function(*arguments, **named)
 
+    @property
+    def input(self) -> Tensor:
+        return self.arguments[0] if self.arguments else self.named["input"]
+
     def given(self, slot: int) -> Tensor | None:
         position, keyword = self.slots[slot]
         return self.arguments[position] if position < len(self.arguments) else self.named.get(keyword)
@@ -103,6 +107,12 @@ def weighted(use: Use, cotangent: Tensor, weights: Tensor) -> Params:
     return {name: part for name, part in zip(use.names, found, strict=True) if name is not None and part is not None}
 
 
+def _weight(use: Use) -> Tensor:
+    weight = use.given(0)
+    assert weight is not None
+    return weight
+
+
 def _times(x: Tensor, weights: Tensor) -> Tensor:
     """Samples come first, alone or in one axis with positions."""
     return x * _each(weights, x).reshape(-1, *[1] * (x.ndim - 1))
@@ -116,14 +126,14 @@ def _each(weights: Tensor, x: Tensor) -> Tensor:
 
 def _weighted_linear(use: Use, cotangent: Tensor, weights: Tensor) -> list[Tensor | None]:
     """The smaller of what was given and what came back is multiplied."""
-    a, b = use.arguments[0].to(cotangent.dtype), cotangent
+    a, b = use.input.to(cotangent.dtype), cotangent
     flat = lambda x: x.flatten(0, -2) if x.ndim > 2 else x  # noqa: E731
     sums = None
     if use.names[1] is not None:
         sums = _each(weights, b) @ (b.flatten(1, -2).sum(1) if b.ndim > 2 else b)
     a, b = (_times(a, weights), b) if a.numel() < b.numel() else (a, _times(b, weights))
     found = [flat(b).mT @ flat(a) if use.names[0] is not None else None, sums]
-    return [part if part is None else part.to(use.arguments[1].dtype) for part in found]
+    return [part if part is None else part.to(_weight(use).dtype) for part in found]
 
 
 def _convolution(use: Use) -> list[Any] | None:
@@ -133,21 +143,21 @@ def _convolution(use: Use) -> list[Any] | None:
     axes = _CONVOLUTIONS.index(use.function) + 1
     default = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     fixed = default | dict(zip(default, use.arguments[3:], strict=False)) | use.named
-    kernel = use.arguments[1].shape[2:]
+    kernel = _weight(use).shape[2:]
     wide = lambda value: [value] * axes if isinstance(value, int) else [*value]  # noqa: E731
     stride, dilation, padding = wide(fixed["stride"]), wide(fixed["dilation"]), fixed["padding"]
     if padding == "same":
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         padding = None if any(r % 2 for r in reach) else [r // 2 for r in reach]
     padding = [0] * axes if padding == "valid" else padding
-    if padding is None or use.arguments[0].ndim != axes + 2:
+    if padding is None or use.input.ndim != axes + 2:
         return None
     return [stride, wide(padding), dilation, False, [0] * axes, fixed["groups"]]
 
 
 def _weighted_convolution(use: Use, cotangent: Tensor, weights: Tensor, shape: list[Any]) -> list[Tensor | None]:
     """The smaller of what was given and what came back is multiplied."""
-    x, weight, b = use.arguments[0].to(cotangent.dtype), use.arguments[1], cotangent
+    x, weight, b = use.input.to(cotangent.dtype), _weight(use), cotangent
     sums = None if use.names[1] is None else (_each(weights, b) @ b.flatten(2).sum(2)).to(weight.dtype)
     if use.names[0] is None:
         return [None, sums]

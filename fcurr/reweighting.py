@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fcurr import rng, tree
 from fcurr.routes import Losses, Near, Route, near
-from fcurr.training import Found, TrainState, alone, as_it_is, parts_of
+from fcurr.training import Found, TrainState, alone, as_it_is, part_of, parts_of
 from fcurr.types import Augment, Batch, Buffers, Loss, Model, Optimizer, Params, Past, State, Times, Weigh
 
+WEIGHING = 1_000_001  # a stream of a state's key
 RUNNING = 0.9  # of the running mean of losses that Past shows
 
 
@@ -37,7 +38,7 @@ def past(state: TrainState) -> Past:
     """What a weighting may know of a state."""
     if not isinstance(state.weighing, Weighing):
         raise ValueError("the state remembers no weights: state._replace(weighing=reweighting.begun(...)) begins that")
-    return Past(key=rng.fold(state.key, 2), iteration=state.iteration, loss=state.weighing.loss)
+    return Past(key=rng.fold(state.key, WEIGHING), iteration=state.iteration, loss=state.weighing.loss)
 
 
 def moments(losses: Tensor, weights: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def looked(state: TrainState, batch: Batch, *, model: Model, loss: Loss, route: 
     the memory of one."""
 
     def losses_of(part: Batch, number: int, buffers: Buffers) -> Losses:
-        place = (rng.fold(state.key, number) if number else state.key, state.iteration)
+        place = (part_of(state.key, number), state.iteration)
 
         def losses(params):  # no annotations: torch.compile cannot read them inside a function
             outputs, after = model.train(params, buffers, part.x, place)

@@ -45,7 +45,8 @@ def shuffle(position: Tensor | int, size: Tensor | int, key: Tensor | int, round
 
     A Feistel network over a ragged grid: the range is laid out in rows of about its square root, the last row short.
     A round reflects every row by a number hashed from its place, then every column likewise. Each reflection permutes
-    the cells that exist, so for every size the whole is a bijection, without walking through cells that do not.
+    the cells that exist, so for every size the whole is a bijection, without walking through cells that do not. No
+    number is ever divided by 0; torch 2.13's inductor pads vectors with zeros, and divides by these but for the clamps.
     """
     size = torch.as_tensor(size, dtype=torch.int64)
     width = size.double().sqrt().ceil().long()
@@ -54,8 +55,8 @@ def shuffle(position: Tensor | int, size: Tensor | int, key: Tensor | int, round
     row, column = position // width, position % width
     key = fold(key, 0)
     for turn in range(rounds):
-        column = (_hash(key, 2 * turn, row) - column) % torch.where(row < full, width, tail)
-        row = (_hash(key, 2 * turn + 1, column) - row) % (full + (column < tail))
+        column = (_hash(key, 2 * turn, row) - column) % torch.where(row < full, width, tail).clamp(min=1)
+        row = (_hash(key, 2 * turn + 1, column) - row) % (full + (column < tail)).clamp(min=1)
     return row * width + column
 
 

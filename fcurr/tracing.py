@@ -86,7 +86,7 @@ def _simpler(graph: fx.Graph) -> fx.Graph:
             node.replace_all_uses_with(source)
         elif node.target is _TURNED and source.target is _TURNED:
             node.replace_all_uses_with(source.args[0])
-        elif node.target is torch.ops.aten.add.Tensor and _alike(node, source) and _zeros(node.args[1]):
+        elif node.target is torch.ops.aten.add.Tensor and _alike(node, source) and _tap(source, node.args[1]):
             node.replace_all_uses_with(source)
     graph.eliminate_dead_code(is_impure_node=_matters)
     return graph
@@ -100,9 +100,11 @@ def _alike(node: fx.Node, source: fx.Node) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def _zeros(value: Any) -> bool:
-    """Whether it is zeros that were made for one sum (which would turn -0 into 0)."""
-    return isinstance(value, fx.Node) and value.target is torch.ops.aten.zeros.default
+def _tap(source: fx.Node, zeros: Any) -> bool:
+    """Whether a sum adds zeros that were made for it (fcurr.ghost) to what nobody else sees; -0 would become 0."""
+    made = isinstance(zeros, fx.Node) and zeros.target is torch.ops.aten.zeros.default and len(zeros.users) == 1
+    fresh = isinstance(source.target, OpOverload) and not _aliases(source.target)
+    return made and fresh and len(source.users) == 1
 
 
 def _matters(node: fx.Node) -> bool:

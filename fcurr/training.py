@@ -22,6 +22,7 @@ class TrainState(NamedTuple):
     weighing: State = ()  # how samples are weighted, where that is remembered or learned
 
 
+PARTS = 1_000_000  # a stream of a state's key
 Found = tuple[Tensor, Buffers, Params]  # mean loss, buffers, gradient
 
 
@@ -74,7 +75,7 @@ def train_step(
     scale = optimizer.scale(state.optimizer)
     size, buffers, found = len(batch.id), state.buffers, []
     for number, part in enumerate(parts_of(batch, accumulate)):
-        place = (rng.fold(state.key, number) if number else state.key, state.iteration)
+        place = (part_of(state.key, number), state.iteration)
         found.append(_gradient(state, buffers, part, place, scale / size, model, loss))
         buffers = found[-1][1]
     total = tree.sum_of([losses for losses, _, _ in found]) / size
@@ -89,6 +90,11 @@ def train_step(
         loss=mean,
         weighing=state.weighing,
     )
+
+
+def part_of(key: Tensor, number: int) -> Tensor:
+    """The stream of a part of a batch; the first has the state's own."""
+    return rng.fold(key, PARTS, number) if number else key
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:

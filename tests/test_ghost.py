@@ -330,3 +330,23 @@ def test_under_bfloat16_they_hold_to_its_precision_and_under_float16_they_are_re
     assert (torch.cat([(total[n] - plain[n]).flatten() for n in plain])).norm() < 0.02 * tree.norm(plain)
     assert {name: leaf.dtype for name, leaf in total.items()} == dict.fromkeys(params, torch.float32)
     assert ghost.refusal(*autocast(torch.float16)) == "gradients in float16 want their scale from the start"
+
+
+def test_a_head_of_zeros_does_not_hide_samples_that_see_each_other():
+    """Nothing comes back through zeros: so it is tried where they are not."""
+    x = numbers(4, 3)
+
+    def coupled(params: Params) -> tuple[Tensor, dict[str, Tensor]]:
+        z = F.linear(x, params["first"])
+        return F.linear(z - z.mean(0), params["head"]).square().sum(1) + z.sum(1), {}
+
+    params = {"first": numbers(5, 3, seed=1), "head": torch.zeros(2, 5, dtype=torch.float64)}
+    assert ghost.refusal(coupled, params) == "what belongs to one sample cannot be told from what belongs to others"
+
+
+def test_layers_called_by_keyword_are_known():
+    x, image = numbers(3, 4), numbers(3, 2, 5, 5)
+    linear = {"w": numbers(2, 4, seed=1), "b": numbers(2, seed=2)}
+    assert_right(lambda p: (F.linear(input=x, weight=p["w"], bias=p["b"]).sin().sum(1), {}), linear)
+    kernel = {"w": numbers(3, 2, 2, 2, seed=1)}
+    assert_right(lambda p: (F.conv2d(image, weight=p["w"], stride=2).sin().flatten(1).sum(1), {}), kernel)

@@ -120,7 +120,7 @@ def test_a_weighting_is_told_the_place_the_running_loss_and_the_batch_after_augm
     (first, losses, _), (second, _, batch) = told
     assert first.iteration == 0 and second.iteration == 1
     assert first.loss.isnan() and torch.equal(second.loss, losses.mean())
-    assert torch.equal(first.key, rng.fold(state.key, 2)) and torch.equal(second.key, first.key)
+    assert torch.equal(first.key, rng.fold(state.key, reweighting.WEIGHING)) and torch.equal(second.key, first.key)
     assert torch.equal(batch.x, batch_at(1).x + 1) and torch.equal(batch.id, batch_at(1).id)
     assert not losses.requires_grad
     assert tree.equal(past(state)._replace(loss=second.loss), second._replace(iteration=torch.tensor(2)))

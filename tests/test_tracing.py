@@ -113,3 +113,42 @@ def test_a_partial_is_traced_as_a_function():
         3,
         3,
     ]
+
+
+def test_only_zeros_that_were_made_for_a_sum_are_left_out():
+    """A tensor that began as zeros may have been written to, and who writes to a sum does not write to its parts."""
+
+    def mask(x):
+        z = torch.zeros(3)
+        z[0] = 1.0
+        return x + z
+
+    def written(x):
+        y = x + torch.zeros(3)
+        y.mul_(2)
+        return y, x
+
+    def kept(x):
+        return torch.relu(2 * x + torch.zeros(3))
+
+    x = torch.tensor([-1.0, 2.0, 3.0])
+    for function in (mask, written, kept):
+        before = x.clone()
+        assert tree.equal(traced(function, x)(x), function(x)) and torch.equal(x, before)
+    assert not any("add" in str(node.target) for node in traced(kept, x).module.graph.nodes)
+
+
+def test_a_write_that_nobody_sees_is_left_out_and_others_are_not():
+    def dead(x):
+        torch.relu_(x * 2)
+        return x + 1
+
+    def alive(x):
+        y = x * 2
+        z = y.view(3, 1)
+        torch.relu_(z)
+        return y
+
+    x = torch.tensor([-1.0, 2.0, 3.0])
+    assert torch.equal(traced(dead, x)(x), dead(x)) and torch.equal(traced(alive, x)(x), alive(x))
+    assert not any("relu" in str(node.target) for node in traced(dead, x).module.graph.nodes)

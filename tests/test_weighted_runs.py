@@ -12,12 +12,14 @@ from small import CONFIG, fcurr, written
 from test_parallel import together
 
 from fcurr import fold, tree
+from fcurr.bilevel.label_correction import targets
 from fcurr.io import checkpoint, runner, store
 from fcurr.study import config as configs
 from fcurr.study import counting
 from fcurr.study.prepare import prepare
 from fcurr.study.program import lessons, train_program
 from fcurr.study.program import together as everything
+from fcurr.types import Batch
 
 CONTROLS = ["plain", "random_weights", "trimmed", "clean_only", "clean_too"]
 
@@ -265,6 +267,26 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"reweighting": {"fn": "meta_weight_net", "warm_up": 40}},
         "reweighting.warm_up: nothing is learned: all 40 steps are warm-up",
     ),
+    "weights learned in an arm from nothing": (
+        {"clean": None, "reweighting": None, "arms": {"a": {"reweighting": {"fn": "meta_weight_net", "warm_up": 5}}}},
+        "reweighting: weights are learned from clean samples: add a section [clean]",
+    ),
+    "nobody who learns": (
+        {"arms": {"a": {"weighting": "focal"}}},
+        "reweighting: no arm learns weights: each has a weighting of its own",
+    ),
+    "clean samples among those that weights are learned for": (
+        {"arms": {"a": {"samples": "both"}}},
+        "samples: weights are learned for the training samples: an arm that learns trains on these",
+    ),
+    "an axis over what controls have of their own": (
+        {"members": {"samples": ["train", "both"]}},
+        "members.samples: controls have their own: make arms of these, or leave the controls out (controls = false)",
+    ),
+    "members whose weight networks differ in size": (
+        {"members": {"reweighting": {"hidden": [8, 16]}}},
+        "reweighting.hidden: members may differ in learning_rate, weight_decay, warm_up, power, trust, not in hidden",
+    ),
     "a clean sample that is not there": (
         {"clean": {"fn": "listed", "ids": [3, 2000]}},
         "clean: there is no sample 2000: the data has 1797, counted from 0",
@@ -286,7 +308,8 @@ def test_bad_input_is_told_at_the_door(case, tmp_path):
 
 def test_members_share_a_step_whatever_they_weight_by():
     arms = {"a": {"weighting": "focal"}, "b": {"weighting": "uniform"}, "c": {"weighting": "focal"}}
-    experiment = configs.read(_config(arms=arms, controls=False, members={"seed": [0]}))
+    plain = {key: value for key, value in _config(arms=arms, members={"seed": [0]}).items() if key != "reweighting"}
+    experiment = configs.read(plain)
     found = counting.counting(experiment.members, prepare(experiment, _digits()), 16)
     assert found.which.tolist() == [0, 1, 0] and found.route is None
 
@@ -307,7 +330,7 @@ def test_listed_clean_samples_are_taken_from_whatever_part_they_were_in():
 def test_a_weighting_of_ones_own_that_gives_negative_weights_is_told(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("def below(past, losses, batch):\n    return 1 - losses\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = _config(arms={"a": {"weighting": {"fn": "mine:below"}}})
+    config = _config(arms={"a": {"weighting": {"fn": "mine:below"}}, "b": {}})
     found = fcurr("check", written(tmp_path, config), "--plugin", "mine")
     words = " ".join(found.output.split())
     assert found.exit_code == 2
@@ -323,3 +346,35 @@ def test_labels_are_not_corrected_under_a_loss_that_takes_classes_only(tmp_path,
         "reweighting: label_correction learns shares of classes, and the loss takes classes only: cross_entropy takes"
     )
     assert found.exit_code == 2 and words in " ".join(found.output.split())
+
+
+def test_where_passes_are_counted_the_clean_samples_alone_are_trained_on_for_as_many_steps():
+    config = _config()
+    config["training"] |= {"clock": "epoch", "total_iterations": 2, "evaluate_every": 1, "save_every": 1}
+    experiment, _, program, _ = _program(config)
+    lengths = dict(zip([m.arm for m in experiment.members], fold.lengths(program).tolist(), strict=True))
+    assert lengths["clean_only"] == pytest.approx(lengths["plain"], rel=0.02)
+
+
+@pytest.mark.long
+def test_a_compiled_run_learns_the_same_weights_to_rounding():
+    config = _config(controls=False, members={"seed": [0]})
+    config["training"] |= {"total_iterations": 8}
+    _, _, program, run = _program(config)
+    config["training"] |= {"compile": True}
+    _, _, fused, begun = _program(config)
+    one, two = (
+        fold.finish(*pair).train.weighing.learned.params["network"] for pair in ((program, run), (fused, begun))
+    )
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)
+
+
+def test_corrected_labels_of_mixed_samples_are_shares():
+    params = {"labels": torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0]])
+    batch = Batch(x=torch.zeros(2, 1), y=mixed, id=torch.tensor([1, 4]))
+    found = targets(params, batch, 4.0, False)
+    assert torch.allclose(found, (params["labels"][[1, 4]] + 4 * mixed).softmax(-1))
+    hard = batch._replace(y=torch.tensor([0, 2]))
+    whole = batch._replace(y=torch.eye(3)[[0, 2]])
+    assert torch.equal(targets(params, hard, 4.0, False), targets(params, whole, 4.0, False))

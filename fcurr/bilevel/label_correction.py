@@ -27,14 +27,16 @@ class Correction(NamedTuple):
     trust: float  # how much the given label weighs, in nats
     warm_up: int
     clean_weight: float
+    regression: bool  # targets are numbers, not classes
 
 
-def targets(params: Params, batch: Batch, trust: float) -> Tensor:
+def targets(params: Params, batch: Batch, trust: float, regression: bool) -> Tensor:
     """[batch, class] shares that sum to 1, or [batch, target] numbers."""
     table = params["labels"][batch.id.clamp(max=len(params["labels"]) - 1)]  # controls may see samples without one
-    if batch.y.dtype.is_floating_point and batch.y.shape == table.shape:
+    if regression:
         return batch.y + table
-    given = batch.y.unsqueeze(-1) == torch.arange(table.shape[-1], device=table.device)  # F.one_hot cannot be mapped
+    places = torch.arange(table.shape[-1], device=table.device)  # F.one_hot cannot be mapped
+    given = batch.y if batch.y.dtype.is_floating_point else batch.y.unsqueeze(-1) == places
     return (table + trust * given.to(table.dtype)).softmax(-1)
 
 
@@ -54,7 +56,7 @@ def corrected_step(state: TrainState, batch: Batch, *, recipe: Recipe, correctio
     scale = recipe.optimizer.scale(state.optimizer)
 
     def objective(outputs: Tensor, params: Params) -> Tensor:
-        own = recipe.loss(outputs, targets(params, batch, correction.trust))
+        own = recipe.loss(outputs, targets(params, batch, correction.trust, correction.regression))
         return (torch.where(learning, own, recipe.loss(outputs, batch.y)) * counts).sum() / len(counts)
 
     slope, pulled_labels = vjp(lambda params: grad(objective)(here.losses, params), learned.params)  # pyright: ignore

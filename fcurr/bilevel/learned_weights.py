@@ -17,6 +17,7 @@ from fcurr.routes import Near, Route
 from fcurr.training import Found, TrainState, alone, as_it_is
 from fcurr.types import Augment, Batch, Buffers, Loss, Model, Optimizer, Params, Past, Place, State, Times
 
+JUDGING = 1_000_002  # a stream of a state's key
 SMOOTH = 0.99  # of the running moments of the hypergradient
 Clean = Callable[[Place], Batch]  # (key, iteration) -> clean samples
 Settle = Callable[[Tensor, Past, Tensor, Batch], Tensor]  # weights, past, losses, batch -> weights
@@ -54,8 +55,9 @@ class Learned(NamedTuple):
 
     params: Params
     optimizer: State
-    mean: Params  # running mean of the hypergradient
-    square: Tensor  # [] running mean of its squared norm
+    updates: Tensor  # [] int64, hypergradients seen
+    mean: Params  # running mean of the hypergradient, from zero
+    square: Tensor  # [] running mean of its squared norm, from zero
     clean: Params  # gradient of the clean loss after the step (with `weights_first`, the one that was looked at), or {}
 
 
@@ -64,7 +66,14 @@ def learned_start(seed: int, params: Params, *, weights: Weights, optimizer: Opt
     own = weights.init(seed)
     zeros = {name: torch.zeros_like(leaf) for name, leaf in own.items()}
     clean = {name: torch.zeros_like(leaf) for name, leaf in params.items()} if clean_weight else {}
-    return Learned(params=own, optimizer=optimizer.init(own), mean=zeros, square=torch.zeros(()), clean=clean)
+    return Learned(
+        params=own,
+        optimizer=optimizer.init(own),
+        updates=torch.zeros((), dtype=torch.int64),
+        mean=zeros,
+        square=torch.zeros(()),
+        clean=clean,
+    )
 
 
 class Teaching(NamedTuple):
@@ -186,7 +195,9 @@ def outer_gradient(params: Params, buffers: Buffers, place: Place, recipe: Recip
     batch, (key, iteration) = recipe.clean(place), place
 
     def losses(params):  # no annotations: torch.compile cannot read them inside a function
-        return recipe.loss(recipe.model.train(params, buffers, batch.x, (rng.fold(key, 3), iteration))[0], batch.y), {}
+        return recipe.loss(
+            recipe.model.train(params, buffers, batch.x, (rng.fold(key, JUDGING), iteration))[0], batch.y
+        ), {}
 
     equally = torch.full((len(batch.id),), 1 / len(batch.id), device=batch.id.device, dtype=_dtype(params))
     found, _, grads = losses_and_grad(losses, params, equally)
@@ -204,6 +215,7 @@ def moved_down(learned: Learned, h: Params, awake: Tensor, optimizer: Optimizer)
     after = Learned(
         params=params,
         optimizer=memory,
+        updates=learned.updates + 1,
         mean={name: leaf.lerp(h[name], 1 - SMOOTH) for name, leaf in learned.mean.items()},
         square=learned.square.lerp(tree.dot(h, h).to(learned.square.dtype), 1 - SMOOTH),
         clean=learned.clean,
@@ -214,5 +226,6 @@ def moved_down(learned: Learned, h: Params, awake: Tensor, optimizer: Optimizer)
 def signal_to_noise(learned: Learned) -> Tensor:
     """[] |E h|^2 / (E |h|^2 - |E h|^2) of the hypergradient's running moments; nan before the first. What the running
     mean itself still moves counts as signal, about (1 - SMOOTH) / (1 + SMOOTH)."""
-    signal = tree.dot(learned.mean, learned.mean)
-    return signal / (learned.square - signal)
+    begun = 1 - SMOOTH ** learned.updates.double()  # what the moments lack, having begun at zero
+    signal, whole = tree.dot(learned.mean, learned.mean) / begun**2, learned.square / begun
+    return (signal / (whole - signal).clamp(min=0)).to(learned.square.dtype)

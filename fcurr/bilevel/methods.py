@@ -27,7 +27,7 @@ from fcurr.bilevel.learned_weights import (
 )
 from fcurr.optim import adam
 from fcurr.training import TrainState
-from fcurr.types import Batch, Classes, Params, Penalty, Positive, Rate, Samples, Side, State, Unit
+from fcurr.types import Batch, Classes, Params, Penalty, Positive, Rate, Samples, Side, State, Task, Unit
 
 Exponent = Annotated[float, Ge(0), Le(1), Unit("exponent")]
 Weight = Annotated[float, Ge(0), Le(1e38), Unit("weight")]
@@ -105,6 +105,7 @@ def label_correction(
     *,
     dataset_size: Samples,
     classes: Classes,
+    task: Task,
     learning_rate: Rate = 0.1,
     trust: Positive = 4.0,
     warm_up: WarmUp = 100,
@@ -114,9 +115,14 @@ def label_correction(
 
     Needs a loss that takes shares of classes. What a sample then counts is the share of its given label that is left.
     """
-    optimizer = adam(learning_rate=learning_rate)
-    correction = Correction(optimizer, trust, warm_up, clean_weight)
-    table = Weights(init=partial(_labels, size=dataset_size, classes=classes), weigh=partial(_kept, trust=trust))
+    if task == "multi-label":
+        raise ValueError("label_correction learns shares of classes, or numbers, and labels are sets of classes")
+    optimizer, regression = adam(learning_rate=learning_rate), task == "regression"
+    correction = Correction(optimizer, trust, warm_up, clean_weight, regression)
+    table = Weights(
+        init=partial(_labels, size=dataset_size, classes=classes),
+        weigh=partial(_kept, trust=trust, regression=regression),
+    )
     return Reweighting(
         init=partial(learned_start, weights=table, optimizer=optimizer, clean_weight=clean_weight),
         step=partial(corrected_step, correction=correction),
@@ -185,11 +191,10 @@ def _labels(seed: int, *, size: int, classes: int) -> Params:
     return {"labels": torch.zeros(size, classes)}
 
 
-def _kept(params: Params, losses: Tensor, batch: Batch, *, trust: float) -> Tensor:
-    found = targets(params, batch, trust)
-    if batch.y.dtype.is_floating_point:
+def _kept(params: Params, losses: Tensor, batch: Batch, *, trust: float, regression: bool) -> Tensor:
+    if regression:
         return torch.ones_like(losses)
-    return found.gather(1, batch.y.unsqueeze(1)).squeeze(1)
+    return targets(params, batch, trust, regression).gather(1, batch.y.unsqueeze(1)).squeeze(1)
 
 
 def _of_sample(params: Params, losses: Tensor, batch: Batch) -> Tensor:

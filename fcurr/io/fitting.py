@@ -20,7 +20,7 @@ from fcurr.study.bind import required
 from fcurr.study.config import Experiment
 from fcurr.study.members import weightings
 from fcurr.study.prepare import Prepared, difficulty
-from fcurr.study.program import fit_program, placed, together
+from fcurr.study.program import chosen, fit_program, placed, together
 from fcurr.training import ALONE, Team
 from fcurr.types import Batch, Dataset, Fetch, Params
 
@@ -59,7 +59,7 @@ def scored(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tens
     if path.exists():
         return tables.read_scores(path, prepared.id["train"])
 
-    fit = _fitting(experiment, prepared, setting)
+    fit = _fitting(experiment, prepared, setting, "score")
     scores = difficulty(experiment, prepared, fit)
     recipe = experiment.config["score"]
     recipe = recipe if isinstance(recipe, dict) else {"fn": recipe}
@@ -69,7 +69,9 @@ def scored(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tens
     return scores
 
 
-def _fitting(experiment: Experiment, prepared: Prepared, setting: Setting) -> Callable[[Dataset, Tensor], Params]:
+def _fitting(
+    experiment: Experiment, prepared: Prepared, setting: Setting, name: str
+) -> Callable[[Dataset, Tensor], Params]:
     """What trains models that are not members: on data, a model for each row of the samples it sees."""
     settings = experiment.training
     fits = itertools.count()
@@ -81,7 +83,7 @@ def _fitting(experiment: Experiment, prepared: Prepared, setting: Setting) -> Ca
         watch = Watch(
             label=f"scoring ({len(seen)} models)",
             names=[f"model {member} of the score" for member in range(len(seen))],
-            folder=setting.folder / store.SCORING / str(next(fits)),
+            folder=setting.folder / store.SCORING / f"{name}{next(fits)}",
             steps=Steps(None),
             evaluate_every=experiment.fit.iterations,
             save_every=settings.save_every if settings.clock == "step" else experiment.fit.iterations,
@@ -106,7 +108,7 @@ def _irreducible(experiment: Experiment, prepared: Prepared, setting: Setting) -
     ids = torch.cat([prepared.id["train"], prepared.id["clean"]])
     if path.exists():
         return tables.read_losses(path, ids)
-    fit = _fitting(experiment, prepared, setting)
+    fit = _fitting(experiment, prepared, setting, "clean")
     variables = fit(prepared.clean, torch.ones(1, len(prepared.clean.y), dtype=torch.bool))
     device = next(iter(variables.values())).device
     chunk, fetch = experiment.training.inference_batch_size, fetching(whole, device)
@@ -124,7 +126,8 @@ def informed(experiment: Experiment, prepared: Prepared, setting: Setting) -> Pr
     if not wanted:
         return prepared
     found = _irreducible(experiment, prepared, setting)
-    return prepared._replace(entries=prepared.entries | {"irreducible": found})
+    there = found.to(chosen(experiment.training.device))
+    return prepared._replace(entries=prepared.entries | {"irreducible": there})
 
 
 def fetching(data: Dataset, device: torch.device, team: Team = ALONE) -> Fetch:

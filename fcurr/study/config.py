@@ -93,14 +93,15 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
             raise BadInput(f"a config needs a section [{key}]", key)
     config = {"loss": LOSS, **config}
     seed = units.checked(config.get("seed", 0), Seed, "seed")
-    if "reweighting" in config and "clean" not in config:
-        raise BadInput("weights are learned from clean samples: add a section [clean]", "reweighting")
     if "reweighting" in config and "weighting" in config:
         words = "weights are learned, or in closed form: to compare them, give the closed form to an arm"
         raise BadInput(words, "weighting")
+    if "reweighting" in config and "clean" not in config:  # before controls ask for the same
+        raise BadInput("weights are learned from clean samples: add a section [clean]", "reweighting")
     components = {key: resolve(config[key], key, key, plugins) for key in ROLE_KEYS if key in config}
     lists = {key: _list(config.get(key, []), role, key, plugins) for key, role in LISTS.items()}
     members = expand(config, plugins)
+    _learning(members, config)
     for call in weightings(members):
         if "irreducible" in required(call.function) and "clean" not in config:
             raise BadInput(f"{call.name} compares with a model of clean samples: add a section [clean]", call.where)
@@ -116,6 +117,19 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
         varying=differing(members),
         config=given,
     )
+
+
+def _learning(members: list[Member], config: Mapping[str, Any]) -> None:
+    """BadInput where weights cannot be learned, or nobody learns them."""
+    if all(member.reweighting is None for member in members):
+        return
+    if "clean" not in config:
+        raise BadInput("weights are learned from clean samples: add a section [clean]", "reweighting")
+    learning = [member for member in members if member.weighting is None and member.reweighting is not None]
+    if not learning:
+        raise BadInput("no arm learns weights: each has a weighting of its own", "reweighting")
+    if any(member.samples != "train" for member in learning):
+        raise BadInput("weights are learned for the training samples: an arm that learns trains on these", "samples")
 
 
 def _name(value: Any) -> str:

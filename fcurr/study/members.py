@@ -22,6 +22,7 @@ from fcurr.weighting import uniform
 CURRICULUM = {"order": "random", "sampling": "unbalanced", "pace": "none"}  # plain training
 LOSS = "likelihood"  # of the task that the labels are
 MAY_VARY = ("seed", "optimizer", "loss", "curriculum", "weighting", "reweighting", "samples")
+RATES = ("learning_rate", "weight_decay", "warm_up", "power", "trust")  # of a reweighting, that are only numbers
 KEPT = 0.9  # of a batch, where no label noise says how much
 Source = Literal["train", "clean", "both"]
 
@@ -119,6 +120,10 @@ def _axes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The product of all lists of [members]."""
     table = config.get("members", {})
     lists = _flat(table)
+    for key in lists:
+        if key.split(".")[0] in ("weighting", "samples") and controls(config):
+            words = "controls have their own: make arms of these, or leave the controls out (controls = false)"
+            raise BadInput(words, f"members.{key}")
     for key in table:
         _may_vary(key, f"members.{key}")
     for key, values in lists.items():
@@ -233,6 +238,8 @@ def differing(members: list[Member]) -> dict[str, list[float]]:
                 raise BadInput(f"members of one run may differ in numbers of their {role}, not in its kind", role)
         for path in found[0]:
             values = [own[path] for own in found]
+            if role == "reweighting" and len(set(values)) > 1 and path not in RATES:
+                raise BadInput(f"members may differ in {', '.join(RATES)}, not in {path}", f"{role}.{path}")
             if len(set(values)) > 1:
                 varying[f"{role}.{path}"] = values
     return varying

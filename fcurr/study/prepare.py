@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcurr import curriculum, losses, metrics, tree
+from fcurr import curriculum, losses, metrics, tree, weighting
+from fcurr.bilevel import methods
 from fcurr.data import clean, splits
 from fcurr.data.splits import Splits
 from fcurr.errors import BadInput
@@ -267,6 +268,8 @@ def _of_classes(experiment: Experiment, data: Dataset) -> None:
     """BadInput for components that are for labels of another kind."""
     labels = {"classification": "a class each", "multi-label": "sets of classes", "regression": "numbers"}
     calls = [experiment.components[key] for key in ("loss", "score") if key in experiment.components]
+    for member in experiment.members:
+        calls += [call for call in (member.weighting, member.reweighting) if call is not None]
     for call in [*calls, *experiment.lists["metrics"], *(member.loss for member in experiment.members)]:
         task = _TASKS.get(call.function)
         if task is not None and task != data.task:
@@ -295,6 +298,8 @@ def _of_classes(experiment: Experiment, data: Dataset) -> None:
 _TASKS: dict[Callable[..., Any], Task] = {
     **{getattr(losses, name): task for name, task in losses.TASKS.items()},
     **{getattr(metrics, name): task for name, task in metrics.TASKS.items()},
+    **{getattr(weighting, name): task for name, task in weighting.TASKS.items()},
+    methods.class_aware_meta_weight_net: "classification",
     **dict.fromkeys((pointwise.margin, pointwise.confidence, pointwise.entropy), "classification"),
 }
 

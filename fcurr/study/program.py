@@ -176,11 +176,15 @@ def weights(
         parts = _parts(experiment, prepared, ALONE, tree.member(varying, place))
         chunks = torch.arange(losses.shape[1], device=device).split(settings.inference_batch_size)
         own = [
-            counting.weights(state, losses[place, ids], prepared.train.take(ids), found, parts, batches)
-            for ids in chunks
+            counting.weights(state, losses[place, ids], _there(prepared, ids), found, parts, batches) for ids in chunks
         ]
         rows.append(torch.cat(own))
     return torch.stack(rows)
+
+
+def _there(prepared: Prepared, ids: Tensor) -> Batch:
+    """These training samples, where the ids are."""
+    return tree.map(lambda leaf: leaf.to(ids.device), prepared.train.take(ids.cpu()))
 
 
 def _scaled(optimizer: Optimizer, settings: Training) -> Optimizer:
@@ -263,12 +267,14 @@ def _steps(experiment: Experiment, rows: sampler.Lessons) -> Tensor:
 
 
 def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -> sampler.Lessons:
-    """Orders and sizes, each once however many members share it."""
+    """Orders and sizes, each once however many members share it. Where passes are counted, one over the clean samples
+    alone is as many as there are training samples: a control that takes its steps as well."""
     orders: dict[str, Tensor] = {}
     sizes: dict[str, Tensor] = {}
     rows: list[tuple[int, int]] = []
     ranked = torch.zeros(len(prepared.train.y)) if scores is None else scores
     clean = len(prepared.train.y) + torch.arange(0 if prepared.clean is None else len(prepared.clean.y))
+    again = max(1, len(prepared.train.y) // max(1, len(clean))) if experiment.training.clock == "epoch" else 1
     for member in experiment.members:
         own, also = member.curriculum, member.samples == "both"
         entries = {**prepared.entries, "seed": member.seed}
@@ -278,11 +284,14 @@ def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -
         if order_key not in orders:
             everything = torch.arange(len(prepared.train.y))
             drawn = everything if member.samples == "clean" else _order(member, entries, ranked, prepared.train.y)
-            orders[order_key] = torch.cat([drawn, clean] if member.samples == "train" else [clean, drawn])
+            first = clean.repeat(again) if member.samples == "clean" else clean
+            whole = torch.cat([drawn, clean] if member.samples == "train" else [first, drawn])
+            orders[order_key] = whole[: len(drawn) + len(clean)]
         if pace_key not in sizes:
             none = torch.zeros(entries["total_iterations"] + 1, dtype=torch.int64)
             drawn = none if member.samples == "clean" else _sizes(own.pace, entries)
-            sizes[pace_key] = drawn if member.samples == "train" else drawn + len(clean)
+            more = {"train": 0, "both": len(clean), "clean": again * len(clean)}[member.samples]
+            sizes[pace_key] = drawn + more
         rows.append((list(orders).index(order_key), list(sizes).index(pace_key)))
     seeds = torch.tensor([member.seed for member in experiment.members])
     return sampler.Lessons(
