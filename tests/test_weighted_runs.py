@@ -16,9 +16,10 @@ from fcurr.bilevel.label_correction import targets
 from fcurr.io import checkpoint, runner, store
 from fcurr.study import config as configs
 from fcurr.study import counting
+from fcurr.study.drawing import lessons
+from fcurr.study.drawing import together as everything
 from fcurr.study.prepare import prepare
-from fcurr.study.program import lessons, train_program
-from fcurr.study.program import together as everything
+from fcurr.study.program import train_program
 from fcurr.types import Batch
 
 CONTROLS = ["plain", "random_weights", "trimmed", "clean_only", "clean_too"]

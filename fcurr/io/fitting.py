@@ -18,9 +18,10 @@ from fcurr.io.loggers import Logger
 from fcurr.io.steps import Steps
 from fcurr.study.bind import required
 from fcurr.study.config import Experiment
+from fcurr.study.drawing import together
 from fcurr.study.members import weightings
 from fcurr.study.prepare import Prepared, difficulty
-from fcurr.study.program import chosen, fit_program, placed, together
+from fcurr.study.program import chosen, fit_program, placed
 from fcurr.training import ALONE, Team
 from fcurr.types import Batch, Dataset, Fetch, Params
 
