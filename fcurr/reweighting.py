@@ -15,7 +15,7 @@ from fcurr.routes import Losses, Near, Route, near
 from fcurr.training import Found, TrainState, alone, as_it_is, part_of, parts_of
 from fcurr.types import Augment, Batch, Buffers, Loss, Model, Optimizer, Params, Past, State, Times, Weigh
 
-WEIGHING = 1_000_001  # a stream of a state's key
+WEIGHING = 2  # a stream of a state's key
 RUNNING = 0.9  # of the running mean of losses that Past shows
 
 

@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
     weighing: State = ()  # how samples are weighted, where that is remembered or learned
 
 
-PARTS = 1_000_000  # a stream of a state's key
+PARTS, CHAIN = 1_000_000, 1_000_001  # streams of a state's key
 Found = tuple[Tensor, Buffers, Params]  # mean loss, buffers, gradient
 
 
@@ -35,7 +35,7 @@ def in_order(batch: Batch, place: Place, *, chain: Sequence[Augment]) -> Batch:
     """One augmentation after another, each with a stream of its own."""
     key, iteration = place
     for number, augment in enumerate(chain):
-        batch = augment(batch, (rng.fold(key, number), iteration))
+        batch = augment(batch, (rng.fold(key, CHAIN, number), iteration))
     return batch
 
 
