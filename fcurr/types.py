@@ -27,6 +27,7 @@ class Batch(NamedTuple):
 
 
 Task = Literal["classification", "multi-label", "regression"]
+Joint = Literal["joint"]  # several tasks, trained as one
 
 
 class Rows(Protocol):
@@ -74,12 +75,40 @@ class Chosen:
         return self.rows[self.ids[ids.to(self.ids.device)]].to(ids.device)
 
 
+class Head(NamedTuple):
+    """One of several tasks that are trained jointly: which labels and which outputs are its own."""
+
+    name: str
+    task: Task
+    classes: tuple[str, ...]  # names of its classes, or of its targets
+    columns: tuple[int, int]  # of labels [sample, column]: its first, and the one after its last
+    outputs: tuple[int, int]  # of outputs [sample, output], likewise
+    first: int  # the place of its first sample, in the data set as it was joined
+    weight: float  # how much its mean loss counts
+
+    def there(self, y: Tensor) -> Tensor:
+        """[sample] bool: which have a label of this task."""
+        return ~y[..., self.columns[0]].isnan()
+
+    def labels(self, y: Tensor) -> Tensor:
+        """[sample, ...] as the task alone has them; 0 where there is none."""
+        own = y[..., slice(*self.columns)].nan_to_num()
+        return {"classification": own[..., 0].long(), "multi-label": own.bool(), "regression": own}[self.task]
+
+    def of(self, outputs: Tensor) -> Tensor:
+        """[..., own output]."""
+        return outputs[..., slice(*self.outputs)]
+
+
 class Dataset(NamedTuple):
-    """All samples. What a label is says the task: a class each, a set of classes each, or numbers."""
+    """All samples. What a label is says the task: a class each, a set of classes each, or numbers. With several tasks,
+    labels are [sample, column] floating: a task's own columns, nan where a sample has no label of it (fcurr.joint)."""
 
     x: Tensor | Rows  # [sample, ...]
     y: Tensor  # [sample] int64 in [0, len(classes)); or [sample, class] bool; or [sample, target] float32
     classes: tuple[str, ...]  # names of the classes, or of the targets
+    groups: Tensor | tuple[()] = ()  # [sample] int64, what must not be parted: a speaker, a patient; () if nothing
+    heads: tuple[Head, ...] = ()  # several tasks; () if it is one
 
     @property
     def features(self) -> "Shape":
@@ -87,7 +116,9 @@ class Dataset(NamedTuple):
         return tuple(self.x.shape[1:])
 
     @property
-    def task(self) -> Task:
+    def task(self) -> Task | Joint:
+        if self.heads:
+            return "joint"
         if self.y.dtype == torch.bool:
             return "multi-label"
         return "regression" if self.y.dtype.is_floating_point else "classification"
@@ -99,7 +130,8 @@ class Dataset(NamedTuple):
     def part(self, ids: Tensor) -> "Dataset":
         """These samples as a data set of their own, numbered anew."""
         x = self.x[ids] if isinstance(self.x, Tensor) else Chosen(self.x, ids)
-        return Dataset(x=x, y=self.y[ids], classes=self.classes)
+        groups = self.groups[ids] if isinstance(self.groups, Tensor) else ()
+        return self._replace(x=x, y=self.y[ids], groups=groups)
 
 
 Fetch = Callable[[Callable[[Tensor], Batch], Iterable[Tensor]], Iterable[Batch]]  # take, ids a batch -> the batches
@@ -134,6 +166,8 @@ Portion = Annotated[float, Ge(0), Le(1), Unit("portion of the iterations")]
 Iterations = Annotated[int, Ge(1), Lt(2**31), Unit("number of iterations")]
 Samples = Annotated[int, Ge(1), Lt(2**31), Unit("number of samples")]
 Many = Annotated[int, Ge(2), Lt(2**31), Unit("number of parts")]
+Fold = Annotated[int, Ge(0), Lt(2**31), Unit("place of a fold, the first is 0")]
+InnerFolds = Annotated[int, Ge(0), Lt(2**31), Unit("number of inner folds, 0 for none")]
 Times = Annotated[int, Ge(1), Lt(2**31), Unit("number of times")]
 Classes = Annotated[int, Ge(1), Lt(2**31), Unit("number of classes")]
 Side = Annotated[int, Ge(1), Lt(2**31), Unit("number of units")]

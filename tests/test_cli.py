@@ -12,8 +12,11 @@ import jsonschema
 import pytest
 from small import CONFIG, fcurr, process, written
 
+from fcurr.study.schema import schema
+
 ROOT = Path(__file__).parent.parent
 TEMPLATES = ROOT / "cli/fcurr_cli/templates"
+VALIDATOR = jsonschema.Draft202012Validator(schema())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["ls"], ["ls", "pace"]])
@@ -65,9 +68,9 @@ def test_explain_suggests_what_may_have_been_meant():
 
 
 def test_the_schema_is_a_schema_and_accepts_every_config_that_is_shipped():
-    schema = json.loads(fcurr("schema").stdout)
-    validator = jsonschema.Draft202012Validator(schema)
-    validator.check_schema(schema)
+    printed = json.loads(fcurr("schema").stdout)
+    validator = jsonschema.Draft202012Validator(printed)
+    validator.check_schema(printed)
     for path in [*ROOT.glob("configs/*.toml"), *TEMPLATES.glob("*.toml")]:
         assert not list(validator.iter_errors(tomllib.loads(path.read_text()))), path
 
@@ -85,8 +88,102 @@ def test_the_schema_is_a_schema_and_accepts_every_config_that_is_shipped():
 )
 def test_the_schema_refuses_what_the_command_refuses(section, key, value, tmp_path):
     config = {**CONFIG, section: {**CONFIG[section], key: value}}
-    schema = json.loads(fcurr("schema").stdout)
-    assert not jsonschema.Draft202012Validator(schema).is_valid(config)
+    assert not VALIDATOR.is_valid(config)
+    assert fcurr("check", written(tmp_path, config)).exit_code == 2
+
+
+STUDIES = {
+    "a grid": {
+        "sweep": {"optimizer.learning_rate": [0.1, 0.2], "fit": {"iterations": {"from": 20, "to": 40, "steps": 3}}}
+    },
+    "a geometric range": {"sweep": {"optimizer.learning_rate": {"from": 1e-3, "to": 0.1, "steps": 3, "log": True}}},
+    "components": {
+        "sweep": {"curriculum.pace": ["none", {"fn": "linear", "initial_size": 0.2, "final_iteration": 1.0}]}
+    },
+    "seeds alone": {"sweep": {"seed": [0, 1]}},
+    "a random search": {
+        "sweep": {"method": "random", "trials": 3, "seed": 4, "optimizer.learning_rate": {"low": 0.01, "high": 0.1}}
+    },
+    "a search": {
+        "sweep": {"method": "tpe", "trials": 3, "pruner": "median", "at_once": 2, "optimizer.momentum": [0.0, 0.9]}
+    },
+    "nested cross-validation": {
+        "split": {"fn": "stratified_k_fold"},
+        "cross_validation": {"folds": 3, "inner_folds": 2},
+        "sweep": {"optimizer.learning_rate": [0.1, 0.2]},
+    },
+    "commands and hooks": {
+        "commands": {
+            "mine": {"function": "mine:f", "inputs": ["report"], "parameters": {"a": [1]}, "uses": {"select": "test"}},
+            "short": {"function": "mine:g", "inputs": "evaluate/*"},
+        },
+        "hooks": {"train": {"before": "mine:h", "after": ["mine:h", "mine:k"]}},
+    },
+    "routines": {
+        "study": {"routines": ["train", "evaluate"], "width": 8, "leakage": "record"},
+        "notify": {"webhook": "http://localhost:1", "desktop": True},
+    },
+    "another config first": {"start": {"config": "first.toml", "freeze": ["0.*"]}},
+    "swept beginnings": {"start": {"config": "first.toml"}, "sweep": {"start.config": ["first.toml"]}},
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_schema_accepts_the_studies_that_the_command_plans(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, name="first.toml")
+    config = CONFIG | STUDIES[study]
+    assert not list(VALIDATOR.iter_errors(config))
+    planned = fcurr("plan", written(tmp_path, config))
+    assert (planned.exit_code, planned.stderr) == (0, "")
+
+
+RATE = "optimizer.learning_rate"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"swep": {RATE: [0.1]}},
+        {"sweep": {"method": "grid"}},
+        {"sweep": {"method": "tpi", "trials": 3, RATE: [0.1]}},
+        {"sweep": {"method": "tpe", RATE: [0.1]}},
+        {"sweep": {"trials": 3, RATE: [0.1]}},
+        {"sweep": {"pruner": "median", RATE: [0.1]}},
+        {"sweep": {"seed": 3}},
+        {"sweep": {RATE: []}},
+        {"sweep": {RATE: 0.1}},
+        {"sweep": {RATE: {"low": 0.1, "high": 0.2}}},
+        {"sweep": {"optimizer": {"learning_rate": {"low": 0.1, "high": 0.2}}}},
+        {"sweep": {RATE: {"from": 0.1, "to": 0.2}}},
+        {"sweep": {RATE: {"from": 0.1, "to": 0.2, "steps": 1}}},
+        {"sweep": {RATE: {"from": 0.1, "to": 0.2, "steps": 3, "lg": True}}},
+        {"sweep": {"method": "random", "trials": 3, RATE: {"low": 0.1, "high": 0.2, "steps": 3}}},
+        {"sweep": {"optimiser.learning_rate": [0.1]}},
+        {"sweep": {"optimizer..learning_rate": [0.1]}},
+        {"sweep": {"optimizer": {}}},
+        {"sweep": [0.1]},
+        {"cross_validation": {"inner_folds": 2}},
+        {"cross_validation": {"folds": 1}},
+        {"study": {"routines": ["trian"]}},
+        {"study": {"width": 0}},
+        {"study": {"leakage": "ignore"}},
+        {"commands": {"mine": {"inputs": ["report"]}}},
+        {"commands": {"mine": {"function": "f"}}},
+        {"commands": {"mine": {"function": "mine:f", "input": ["report"]}}},
+        {"commands": {"mine": {"function": "mine:f", "uses": {"select": "tests"}}}},
+        {"hooks": {"trian": {"before": "mine:f"}}},
+        {"hooks": {"train": {"befor": "mine:f"}}},
+        {"hooks": {"train": {"before": "f"}}},
+        {"notify": {"web_hook": "http://localhost:1"}},
+        {"start": {"config": "small.toml", "run": "runs/small"}},
+        {"start": {"freeze": ["0.*"], "which": "best"}},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_the_studies_that_the_command_refuses(wrong, tmp_path):
+    config = CONFIG | wrong
+    assert not VALIDATOR.is_valid(config)
     assert fcurr("check", written(tmp_path, config)).exit_code == 2
 
 

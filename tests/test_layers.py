@@ -11,9 +11,9 @@ HOME = Path(__file__).parents[1]
 FLOORS = [
     {"types", "errors"},
     {"tree", "rng", "autodiff", "layers", "ghost", "routes", "mapping", "tracing", "keyed", "networks"},
-    {"pacing", "weighting", "scoring", "losses", "metrics", "precision", "inputs"}
+    {"pacing", "weighting", "scoring", "losses", "metrics", "precision", "inputs", "transfer", "joint"}
     | {"optim", "schedules", "models", "data"},
-    {"curriculum", "sampler", "training", "reweighting", "fold", "evaluating", "observe", "views", "loading"}
+    {"curriculum", "sampler", "training", "reweighting", "fold", "evaluating", "observe", "views", "loading", "finding"}
     | {"bilevel", "study", "testing"},
     {"io"},
 ]

@@ -80,7 +80,24 @@ FAULTS = {
         "[trainin]",
         ":14:1: trainin: there is no section `trainin` (did you mean `training`?); there are name, seed, data, split, "
         "clean, noise, imbalance, scaling, model, loss, optimizer, score, weighting, reweighting, augment, metrics, "
-        "observers, loggers, training, fit, outputs, curriculum, members, arms, controls, samples",
+        "observers, loggers, training, fit, outputs, start, curriculum, members, arms, controls, samples, tasks; "
+        "and, of a study, study, sweep, cross_validation, commands, hooks, notify",
+    ),
+    "a section that is nearly one of a study": (
+        "[curriculum]",
+        '[swep]\n"optimizer.learning_rate" = [0.1, 0.2]\n[curriculum]',
+        ":16:1: swep: there is no section `swep` (did you mean `sweep`?); there are name, seed, data, split, clean, "
+        "noise, imbalance, scaling, model, loss, optimizer, score, weighting, reweighting, augment, metrics, "
+        "observers, loggers, training, fit, outputs, start, curriculum, members, arms, controls, samples, tasks; "
+        "and, of a study, study, sweep, cross_validation, commands, hooks, notify",
+    ),
+    "an unknown section beside a sweep": (
+        "[curriculum]",
+        '[sweep]\n"optimizer.learning_rate" = [0.1, 0.2]\n[cross_validatoin]\nfolds = 3\n[curriculum]',
+        ":18:1: cross_validatoin: there is no section `cross_validatoin` (did you mean `cross_validation`?); there "
+        "are name, seed, data, split, clean, noise, imbalance, scaling, model, loss, optimizer, score, weighting, "
+        "reweighting, augment, metrics, observers, loggers, training, fit, outputs, start, curriculum, members, "
+        "arms, controls, samples, tasks; and, of a study, study, sweep, cross_validation, commands, hooks, notify",
     ),
     "a section without a component": (
         '[model]\nfn = "mlp"',

@@ -1,55 +1,45 @@
-"""What the commands do: call the library, print, and turn its errors into messages and exit codes.
+"""What the commands do: call the library and print."""
 
-0 done; 1 failed; 2 a wrong command line, config or input; 3 a loss that is not finite; 5 the disk; 130 and 143 stopped
-by Ctrl-C and SIGTERM.
-"""
-
-import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-import typer
+from fcurr_cli import studies
+from fcurr_cli.errors import fail, messages
 
+ALONE = studies.How()
 SHARES = ("accuracy", "balanced_accuracy", "top_accuracy", "exact_match")  # shown in %
 
 
-def fail(message: str, code: int) -> typer.Exit:
-    print(f"fcurr: {message}", file=sys.stderr)
-    return typer.Exit(code)
-
-
-@contextlib.contextmanager
-def messages(resume: str = "") -> Iterator[None]:
-    """Errors that are messages to a person, as messages and exit codes."""
-    from fcurr.errors import BadInput
-
-    try:
-        yield
-    except BadInput as wrong:
-        raise fail(str(wrong), 2) from None
-    except BrokenPipeError:
-        raise
-    except OSError as wrong:
-        raise fail(f"{wrong.filename or 'the disk'}: {wrong.strerror or wrong}", 5) from None
-    except KeyboardInterrupt:
-        raise fail(f"stopped at once{resume}", 130) from None
-
-
-def run(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Path, fresh: bool) -> None:
+def run(
+    config: Path,
+    changes: Sequence[str],
+    plugins: Sequence[str],
+    out: Path,
+    fresh: bool,
+    how: studies.How = ALONE,
+) -> None:
     again = f"; to go on: fcurr {shlex.join(a for a in sys.argv[1:] if a != '--fresh')}"
     with messages(again):
+        from fcurr.errors import BadInput
         from fcurr.io import configs
         from fcurr.io.execute import execute
         from fcurr.io.runner import Diverged, Stopped
+        from fcurr.study import sections
 
         table, source = configs.load(config, changes, plugins)
         try:
             hashes = configs.hashes(plugins)
+            if sections.holds(table):
+                return studies.run(table, config, plugins, out, fresh, how)
+            if how != ALONE:
+                raise BadInput(
+                    "--engine, --jobs, --fail-fast, --only and --yes are for studies: this config is one run"
+                )
             experiment = configs.read(table, plugins)
             speaks = execute(experiment, out / experiment.name, hashes, fresh=fresh)
         except Stopped as stop:
@@ -98,7 +88,7 @@ def predict(folder: Path, samples: Path, to: Path, member: int | None, last: boo
             raise BadInput(f"{to} is neither .csv nor .parquet")
         found, config = using.weights(folder, member, "last" if last else "best"), using.config(folder)
         prepared = _prepared(folder, plugins)
-        columns = using.predict(found, prepared, samples, using.features(config["data"]), chunk=4096)
+        columns = using.predict(found, prepared, samples, using.features(config.get("data")), chunk=4096)
         using.write_predictions(to, columns)
         print(f"{to}: member {found.member} of {folder}, step {found.iteration}")
 
@@ -143,10 +133,15 @@ def check(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Pat
     with messages():
         from fcurr.io import configs
         from fcurr.io.execute import preview
+        from fcurr.study import sections
 
         table, source = configs.load(config, changes, plugins)
         try:
             hashes = configs.hashes(plugins)
+            if sections.holds(table):
+                lines = studies.check(table, config, plugins, out)
+                print(f"{config} is right. It is")
+                return print("\n".join(f"  {line}" for line in lines))
             experiment = configs.read(table, plugins)
             lines = preview(experiment, out / experiment.name, hashes)
         except configs.BadInput as wrong:

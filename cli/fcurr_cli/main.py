@@ -25,6 +25,13 @@ Plugins = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder in which runs have theirs.")]
 
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="NAME", help="Of a study: only commands of this name, or that match it."),
+]
+All = Annotated[bool, typer.Option("--all", help="List every command.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 Member = Annotated[
     int | None, typer.Option("--member", help="Which member, by its number; else the one with the best validation.")
@@ -48,11 +55,57 @@ def run(
     plugin: Plugins = None,
     out: Out = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run of this name left.")] = False,
+    engine: Annotated[str, typer.Option("--engine", help="Of a study: local, inline, submitit or ray.")] = "",
+    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Of a study: how many workers at once.")] = 0,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Of a study: stop at the first failure.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Of a study: also if its sweep makes very many runs.")] = False,
+    only: Only = None,
 ) -> None:
-    """Score, train and report what CONFIG describes; the same command again continues an unfinished run."""
-    from fcurr_cli import commands
+    """Run what CONFIG describes, a run or a study; the same command again continues what is unfinished."""
+    from fcurr_cli import commands, studies
 
-    commands.run(config, changes or [], plugin or [], out, fresh)
+    commands.run(
+        config, changes or [], plugin or [], out, fresh, studies.How(engine, jobs, fail_fast, yes, tuple(only or ()))
+    )
+
+
+@app.command()
+def plan(
+    config: Config,
+    changes: Changes = None,
+    plugin: Plugins = None,
+    out: Out = Path("runs"),
+    only: Only = None,
+    everything: All = False,
+    as_json: Json = False,
+) -> None:
+    """Show the commands of the study that CONFIG describes: what is done, what would run and why, and how long."""
+    from fcurr_cli import studies
+
+    studies.plan(config, changes or [], plugin or [], out, only or [], everything, as_json)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="The folder of a study.")],
+    everything: All = False,
+    as_json: Json = False,
+) -> None:
+    """Show how far a study is, also while it runs."""
+    from fcurr_cli import studies
+
+    studies.status(folder, everything, as_json)
+
+
+@app.command()
+def clean(
+    out: Out = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """Show what no study refers to any more in the store of a folder of runs, and remove it if told to."""
+    from fcurr_cli import studies
+
+    studies.clean(out, yes)
 
 
 @app.command()
@@ -97,6 +150,52 @@ def predict(
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or studies.")],
+    by: Annotated[
+        list[str] | None, typer.Option("--by", metavar="KEY", help="Group by this key; all that vary if left out.")
+    ] = None,
+    across: Annotated[
+        str | None, typer.Option("--across", metavar="KEY", help="A column for each of its values.")
+    ] = None,
+    over: Annotated[list[str] | None, typer.Option("--over", metavar="KEY", help="Do not group by this key.")] = None,
+    repeats: Annotated[
+        list[str] | None, typer.Option("--repeats", metavar="KEY", help="Keys that only repeat; seed and folds.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="Only members with this value.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", metavar="KEY=VALUE", help="The group to compare with.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="Another metric than the one tracked.")] = None,
+    higher: Annotated[
+        bool | None, typer.Option("--higher/--lower", help="Which way it points, if fcurr does not know it.")
+    ] = None,
+    which: Annotated[str, typer.Option("--which", help="last, best or both.")] = "both",
+    aggregate: Annotated[str, typer.Option("--aggregate", help="mean, median, max or min.")] = "mean",
+    to: Annotated[Path | None, typer.Option("--to", help="Write tables, plots and a page into this folder.")] = None,
+) -> None:
+    """Compare what runs and studies found: means, intervals, ranks, and paired differences over seeds."""
+    from fcurr_cli import studies
+
+    studies.compare(
+        folders,
+        by=by or (),
+        across=across,
+        over=over or (),
+        repeats=repeats,
+        where=where or (),
+        against=against or (),
+        metric=metric,
+        higher=higher,
+        which=which,
+        aggregate=aggregate,
+        to=to,
+    )
+
+
+@app.command()
 def check(config: Config, changes: Changes = None, plugin: Plugins = None, out: Out = Path("runs")) -> None:
     """Say whether CONFIG is right and what would run; touch nothing."""
     from fcurr_cli import commands
@@ -105,13 +204,31 @@ def check(config: Config, changes: Changes = None, plugin: Plugins = None, out: 
 
 
 @app.command()
-def ls(
-    role: Annotated[str | None, typer.Argument(help="A role, such as pace; all of them if left out.")] = None,
+def find(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="learning_rate or batch_size.")],
+    config: Config,
+    changes: Changes = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
-    """List the components, a line each."""
-    from fcurr_cli import commands
+    """Find a learning rate by a range test, or a batch size by memory, speed and gradient noise; touch nothing."""
+    from fcurr_cli import studies
 
-    commands.ls(role)
+    studies.find(what, config, changes or [], plugin or [], as_json)
+
+
+@app.command()
+def ls(
+    role: Annotated[str | None, typer.Argument(help="A role, such as pace; all if left out; or `runs`.")] = None,
+    out: Out = Path("runs"),
+) -> None:
+    """List the components, a line each; or, with `runs`, the runs and studies of a folder."""
+    from fcurr_cli import commands, studies
+
+    if role == "runs":
+        studies.runs(out)
+    else:
+        commands.ls(role)
 
 
 @app.command()

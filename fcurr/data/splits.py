@@ -1,12 +1,22 @@
-"""Which samples train, which choose, which judge: `split(y) -> Splits`, side by side."""
+"""Which samples train, which choose, which judge: `split(y) -> Splits`, side by side.
 
+Of k folds, the one at `fold` is the test set: over all places, every sample is in one test set. What is left is cut
+again: `validation` is a part of it, or it has `inner_folds` of which the one at `inner_fold` chooses, as nested
+cross-validation has it. Either is drawn as the folds are, at random, by classes or by groups. A data set has groups if
+its reader is told where (`group` in [data]).
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fcurr import rng
-from fcurr.types import Part, Samples, Seed
+from fcurr.data.folds import dealt, dealt_by_class, dealt_by_group
+from fcurr.errors import BadInput
+from fcurr.types import Fold, InnerFolds, Many, Part, Samples, Seed
 
 
 class Splits(NamedTuple):
@@ -47,6 +57,154 @@ def published(y: Tensor, *, seed: Seed, validation: Part, test_size: Samples) ->
     line = torch.argsort(rng.uniform(seed, torch.arange(rest)), stable=True)
     chosen = round(validation * rest)
     return Splits(line[chosen:].sort().values, line[:chosen].sort().values, torch.arange(rest, len(y)))
+
+
+def k_fold(
+    y: Tensor,
+    *,
+    seed: Seed,
+    folds: Many,
+    fold: Fold,
+    validation: Part = 0.0,
+    inner_folds: InnerFolds = 0,
+    inner_fold: Fold = 0,
+) -> Splits:
+    """Folds at random, whatever the labels; they differ in size by one sample at the most."""
+
+    def deal(ids: Tensor, count: int, key: Tensor) -> Tensor:
+        return dealt(len(ids), count, key)
+
+    def part(ids: Tensor, key: Tensor) -> Tensor:
+        return ids[shuffled(ids, seed=_seed(key), validation=validation, test=0.0).validation]
+
+    return _cut(len(y), seed, _Place(folds, fold, validation, inner_folds, inner_fold), deal, part)
+
+
+def stratified_k_fold(
+    y: Tensor,
+    *,
+    seed: Seed,
+    folds: Many,
+    fold: Fold,
+    validation: Part = 0.0,
+    inner_folds: InnerFolds = 0,
+    inner_fold: Fold = 0,
+) -> Splits:
+    """Folds at random in which every class has its share to within one sample; y [sample] int64. They differ in size by
+    one sample at the most. A class of fewer samples than folds is in so many of them."""
+
+    def deal(ids: Tensor, count: int, key: Tensor) -> Tensor:
+        return dealt_by_class(y[ids], count, key)
+
+    def part(ids: Tensor, key: Tensor) -> Tensor:
+        return ids[stratified(y[ids], seed=_seed(key), validation=validation, test=0.0).validation]
+
+    return _cut(len(y), seed, _Place(folds, fold, validation, inner_folds, inner_fold), deal, part)
+
+
+def grouped_k_fold(
+    y: Tensor,
+    *,
+    groups: Tensor,
+    seed: Seed,
+    folds: Many,
+    fold: Fold,
+    validation: Part = 0.0,
+    inner_folds: InnerFolds = 0,
+    inner_fold: Fold = 0,
+) -> Splits:
+    """Folds of whole groups, of sizes as near as the largest groups first to the smallest fold makes them. groups
+    [sample] int64. `validation` is a share of whole groups near the one asked for."""
+    return stratified_grouped_k_fold(
+        torch.zeros(len(y), dtype=torch.int64),
+        groups=groups,
+        seed=seed,
+        folds=folds,
+        fold=fold,
+        validation=validation,
+        inner_folds=inner_folds,
+        inner_fold=inner_fold,
+    )
+
+
+def stratified_grouped_k_fold(
+    y: Tensor,
+    *,
+    groups: Tensor,
+    seed: Seed,
+    folds: Many,
+    fold: Fold,
+    validation: Part = 0.0,
+    inner_folds: InnerFolds = 0,
+    inner_fold: Fold = 0,
+) -> Splits:
+    """Folds of whole groups in which classes have shares as near to their own as the largest groups first, each to the
+    fold that has least of its classes, makes them; y, groups [sample] int64."""
+
+    def deal(ids: Tensor, count: int, key: Tensor) -> Tensor:
+        return dealt_by_group(groups[ids], y[ids], count, key)
+
+    def part(ids: Tensor, key: Tensor) -> Tensor:
+        some = _share(validation, len(torch.unique(groups[ids])))
+        own = deal(ids, some.denominator, key)
+        return ids[rng.shuffle(own, some.denominator, rng.fold(key, 1)) < some.numerator]
+
+    return _cut(len(y), seed, _Place(folds, fold, validation, inner_folds, inner_fold), deal, part)
+
+
+class _Place(NamedTuple):
+    """Which fold of how many, and how the rest is cut."""
+
+    folds: int
+    fold: int
+    validation: float
+    inner_folds: int
+    inner_fold: int
+
+
+def _cut(
+    samples: int,
+    seed: Seed,
+    place: _Place,
+    deal: Callable[[Tensor, int, Tensor], Tensor],
+    part: Callable[[Tensor, Tensor], Tensor],
+) -> Splits:
+    """The test set is a fold. `deal(ids, folds, key)` says in which fold each of these positions is, and
+    `part(ids, key)` which of them choose."""
+    folds, fold, validation, inner_folds, inner_fold = place
+    if fold >= folds:
+        raise BadInput(f"there is no fold {fold}: the last of {folds} is {folds - 1}", "fold")
+    if inner_folds == 1:
+        raise BadInput("of 1 inner fold nothing is left to train on: 2 at the least, or 0 for none", "inner_folds")
+    if inner_folds and validation:
+        raise BadInput(
+            f"{inner_folds} inner folds choose, and so would validation = {validation}: one of the two", "validation"
+        )
+    if inner_fold and inner_fold >= inner_folds:
+        last = f"the last of {inner_folds} is {inner_folds - 1}" if inner_folds else "inner_folds says of how many"
+        raise BadInput(f"there is no inner fold {inner_fold}: {last}", "inner_fold")
+    outer = deal(torch.arange(samples), folds, rng.fold(seed, 0))
+    rest = (outer != fold).nonzero().squeeze(1)
+    key = rng.fold(seed, 1, fold)
+    chosen = rest[deal(rest, inner_folds, key) == inner_fold] if inner_folds else part(rest, key)
+    return Splits(
+        train=rest[~torch.isin(rest, chosen)],
+        validation=chosen.sort().values,
+        test=(outer == fold).nonzero().squeeze(1),
+    )
+
+
+def _seed(key: Tensor) -> int:
+    return int(key) & 0x7FFFFFFF
+
+
+def _share(wanted: float, groups: int) -> Fraction:
+    """How many of how many parts come near the share, twenty parts or as many as there are groups at the most; neither
+    none nor all where something else is possible."""
+    if wanted == 0 or groups < 2:
+        return Fraction(0)
+    least = Fraction(1, groups)
+    return min(max(Fraction(wanted).limit_denominator(min(20, groups)), least), 1 - least)
 
 
 def _quotas(wanted: Tensor, total: int, room: Tensor) -> Tensor:

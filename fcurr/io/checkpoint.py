@@ -33,7 +33,7 @@ def save(path: Path, state: Any, **facts: Any) -> None:
     metadata = {"fcurr": json.dumps(facts | {"sha256": _digest(tensors)})}
     with files.whole(path) as temporary:
         try:
-            safetensors.torch.save_file(_unshared(tensors), temporary, metadata)
+            safetensors.torch.save_file(unshared(tensors), temporary, metadata)
         except safetensors.SafetensorError as wrong:
             number = re.search(r"os error (\d+)", str(wrong))
             raise OSError(int(number[1]) if number else errno.EIO, f"cannot be written: {wrong}", str(path)) from None
@@ -137,7 +137,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with storages of their own, which safetensors wants: one that is a part of another, or twice there, is
     copied."""
     seen: set[int] = set()

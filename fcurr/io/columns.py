@@ -12,23 +12,27 @@ from fcurr.io.labelled import in_memory, labelled
 from fcurr.types import Dataset, Task
 
 
-def table(path: str, kind: str, *, label: str | tuple[str, ...], task: Task, separator: str) -> Dataset:
-    """The columns that `label` names, and every other column a feature; `kind` is csv or parquet."""
+def table(
+    path: str, kind: str, *, label: str | tuple[str, ...], task: Task, separator: str, group: str | None = None
+) -> Dataset:
+    """The columns that `label` and `group` name, and every other column a feature; `kind` is csv or parquet."""
     found = _read(path, kind)
     names = (label,) if isinstance(label, str) else label
     _named(found, names, path, task)
-    features = [_numbers(found, name, path, np.float32) for name in found.column_names if name not in names]
+    taken = names if group is None else (*names, group)
+    groups = None if group is None else _grouped(found, group, names, path)
+    features = [_numbers(found, name, path, np.float32) for name in found.column_names if name not in taken]
     if not features:
-        raise BadInput(f"{path} has no column beside {_listed(names)}", "path")
+        raise BadInput(f"{path} has no column beside {_listed(taken)}", "path")
     x = in_memory(np.stack(features, axis=1))
     if task == "classification":
         _whole(found, names[0], path)
-        return labelled(x, np.asarray(found[names[0]].to_pylist()), task=task)
+        return labelled(x, np.asarray(found[names[0]].to_pylist()), task=task, groups=groups)
     if task == "multi-label" and len(names) == 1 and _is_text(found[names[0]].type):
         y, classes = _separated(found[names[0]].to_pylist(), separator)
         if not classes:
             raise BadInput(f"{path}: column `{names[0]}` names no class at all", "label")
-        return labelled(x, y, task=task, names=classes)
+        return labelled(x, y, task=task, names=classes, groups=groups)
     columns = [_numbers(found, name, path) for name in names]
     if task == "multi-label":
         for name, column in zip(names, columns, strict=True):
@@ -38,7 +42,7 @@ def table(path: str, kind: str, *, label: str | tuple[str, ...], task: Task, sep
                     f"{path}: column `{name}` has {column[row]:g} in row {row + 1} after the header: a class is 0 or 1",
                     "label",
                 )
-    return labelled(x, np.stack(columns, axis=1), task=task, names=names)
+    return labelled(x, np.stack(columns, axis=1), task=task, names=names, groups=groups)
 
 
 def _read(path: str, kind: str) -> Any:
@@ -76,6 +80,16 @@ def _named(found: Any, names: Sequence[str], path: str, task: Task) -> None:
             'a column a class is task = "multi-label", a column a target task = "regression"',
             "label",
         )
+
+
+def _grouped(found: Any, group: str, labels: Sequence[str], path: str) -> NDArray[Any]:
+    """[sample], whole numbers or texts."""
+    if group not in found.column_names:
+        raise BadInput(f"{path} has no column `{group}`; it has {', '.join(found.column_names)}", "group")
+    if group in labels:
+        raise BadInput(f"column `{group}` is the label already", "group")
+    _whole(found, group, path)
+    return np.asarray(found[group].to_pylist())
 
 
 def _numbers(found: Any, name: str, path: str, dtype: DTypeLike = np.float64) -> NDArray[Any]:

@@ -31,12 +31,21 @@ def load(path: Path, changes: Sequence[str], plugins: Sequence[str]) -> tuple[di
         if not equals or not all(key.split(".")):
             raise BadInput(f"`{change}` is not a change to the config: key=value, such as optimizer.learning_rate=0.05")
         try:
-            table = override(table, key, toml.value(text))
+            table = _changed(table, key, toml.value(text))
         except BadInput as wrong:
             raise located(wrong, source) from None
     table.setdefault("name", path.stem)
     beside(path.resolve().parent, plugins)
     return table, source
+
+
+def _changed(table: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The config with a value set; a key of a sweep may be written with dots, as one text."""
+    section, _, rest = key.partition(".")
+    own = table.get(section)
+    if section == "sweep" and isinstance(own, dict) and rest in own:
+        return {**table, section: {**own, rest: value}}
+    return override(table, key, value)
 
 
 def beside(folder: Path, plugins: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from fcurr.types import Dataset, Side, Task, Unit
 from fcurr.types import Path as Name
 
 Columns = Annotated[str | tuple[str, ...], Unit("name of a column, or list of such names")]
+Column = Annotated[str, MinLen(1), Unit("name of a column")]
 Array = Annotated[str, MinLen(1), Unit("name of an array")]
 Separator = Annotated[str, MinLen(1), Unit("text between classes")]
 Split = Annotated[str, MinLen(1), Unit("name of a split")]
@@ -64,8 +65,11 @@ def linnerud() -> Dataset:
     return labelled(in_memory(found.data), found.target, task="regression", names=tuple(found.target_names))
 
 
-def npz(*, path: Name, x: Array = "x", y: Array = "y", task: Task = "classification") -> Dataset:
-    """A NumPy archive with an array of samples and an array of labels, named `x` and `y` unless said otherwise.
+def npz(
+    *, path: Name, x: Array = "x", y: Array = "y", task: Task = "classification", group: Array | None = None
+) -> Dataset:
+    """A NumPy archive with an array of samples and an array of labels, named `x` and `y` unless said otherwise; and
+    one of groups, a whole number or a text each, if `group` names it.
 
     Labels are [sample] whole numbers or texts, a class each; [sample, class] true and false, or 1 and 0, multi-label;
     [sample] or [sample, target] numbers, regression.
@@ -76,34 +80,49 @@ def npz(*, path: Name, x: Array = "x", y: Array = "y", task: Task = "classificat
         raise BadInput(f"{path} is not a .npz archive, which is a zip file", "path")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            for name in (x, y):
+            for name in (x, y) if group is None else (x, y, group):
                 if name not in archive:
                     raise BadInput(f"{path} has no array `{name}`; it has {', '.join(archive)}", "path")
-            return labelled(in_memory(archive[x]), archive[y], task=task)
+            groups = None if group is None else archive[group]
+            return labelled(in_memory(archive[x]), archive[y], task=task, groups=groups)
     except BadInput:
         raise
     except Exception as wrong:
         raise BadInput(f"{path} is not a readable .npz archive: {wrong}", "path") from None
 
 
-def csv(*, path: Name, label: Columns = "label", task: Task = "classification", separator: Separator = ";") -> Dataset:
-    """A table as text, a header first: `label` names the column of the label, and every other column is a feature.
+def csv(
+    *,
+    path: Name,
+    label: Columns = "label",
+    task: Task = "classification",
+    separator: Separator = ";",
+    group: Column | None = None,
+) -> Dataset:
+    """A table as text, a header first: `label` names the column of the label, `group` that of a group, if there is one,
+    and every other column is a feature.
 
     Regression: `label` names one column of numbers or more. Multi-label: columns of 1 and 0, a class each; or one
     column of texts, each a sample's classes with `separator` between them, and none where it is empty.
     """
-    return columns.table(path, "csv", label=label, task=task, separator=separator)
+    return columns.table(path, "csv", label=label, task=task, separator=separator, group=group)
 
 
 def parquet(
-    *, path: Name, label: Columns = "label", task: Task = "classification", separator: Separator = ";"
+    *,
+    path: Name,
+    label: Columns = "label",
+    task: Task = "classification",
+    separator: Separator = ";",
+    group: Column | None = None,
 ) -> Dataset:
-    """A table in Apache Parquet: `label` names the column of the label, and every other column is a feature.
+    """A table in Apache Parquet: `label` names the column of the label, `group` that of a group, if there is one, and
+    every other column is a feature.
 
     Regression: `label` names one column of numbers or more. Multi-label: columns of 1 and 0, a class each; or one
     column of texts, each a sample's classes with `separator` between them, and none where it is empty.
     """
-    return columns.table(path, "parquet", label=label, task=task, separator=separator)
+    return columns.table(path, "parquet", label=label, task=task, separator=separator, group=group)
 
 
 def mapped(*, path: Name, x: Array = "x.npy", y: Array = "y.npy", task: Task = "classification") -> Dataset:

@@ -11,6 +11,12 @@ import torch
 PACKAGES = ("fcurr", "torch", "numpy", "optree", "safetensors", "scikit-learn", "pyarrow", "matplotlib")
 
 
+def where() -> dict[str, str]:
+    """The process, its machine, and the versions that numbers may depend on."""
+    versions = {package: importlib.metadata.version(package) for package in ("fcurr", "torch")}
+    return {"host": platform.node(), "process": str(os.getpid()), **versions, "threads": str(torch.get_num_threads())}
+
+
 def describe() -> dict[str, str]:
     """Versions, machine, threads, and the state of the git checkout one stands in."""
     facts = {"python": platform.python_version(), "platform": platform.platform(), "command": " ".join(sys.argv)}

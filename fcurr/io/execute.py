@@ -1,7 +1,6 @@
 """All that `fcurr run`, `fcurr resume` and `fcurr check` do, between reading a config and printing."""
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,10 @@ from pathlib import Path
 from fcurr.errors import BadInput
 from fcurr.io import allocator, files, parallel, progress, runner, store
 from fcurr.io.loggers import Logger
+from fcurr.io.needing import need
 from fcurr.study.bind import build, guarded
 from fcurr.study.config import Experiment
+from fcurr.study.prepare import beginning
 from fcurr.study.program import plan
 from fcurr.training import Team
 
@@ -18,8 +19,8 @@ from fcurr.training import Team
 def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fresh: bool = False) -> bool:
     """The run in its folder, from where it stands to its report, and whether it is this process that speaks of it.
     Everything that can be known to be wrong is said before anything is written."""
-    _need("report.html", matplotlib="report", jinja2="report")
-    _need("metrics.parquet", pyarrow="data")
+    need("report.html", matplotlib="report", jinja2="report")
+    need("metrics.parquet", pyarrow="data")
     allocator.keep()
     prepared = runner.load(experiment)
     plan(experiment, prepared)
@@ -47,7 +48,7 @@ def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fr
 def preview(experiment: Experiment, folder: Path, plugins: dict[str, str]) -> list[str]:
     """What `execute` would do, a line each."""
     prepared = runner.load(experiment)
-    lines = plan(experiment, prepared)
+    lines = [*(f"{_WOULD[name]} {words}" for name, words in beginning(prepared)), *plan(experiment, prepared)]
     _loggers(experiment, folder)
     try:
         there = runner.holds(folder, experiment, prepared, plugins)
@@ -55,6 +56,9 @@ def preview(experiment: Experiment, folder: Path, plugins: dict[str, str]) -> li
         return [*lines, f"not begin: {other}"]
     done = there and store.finished(folder, experiment.config)
     return [*lines, f"{('show' if done else 'continue') if there else 'write'} {folder}"]
+
+
+_WOULD = {"started from": "start from", "by seed": "draw by seed", "not used": "leave unused", "frozen": "freeze"}
 
 
 def _held(folder: Path, team: Team) -> contextlib.AbstractContextManager[None]:
@@ -80,10 +84,3 @@ def _open(loggers: list[Logger], team: Team) -> Iterator[list[Logger]]:
         for logger in loggers if team.rank == 0 else []:
             closing.callback(logger.close)
         yield loggers if team.rank == 0 else []
-
-
-def _need(purpose: str, **modules: str) -> None:
-    """BadInput if a module that `purpose` needs is not installed; each is given with the extra that brings it."""
-    for module, extra in modules.items():
-        if importlib.util.find_spec(module) is None:
-            raise BadInput(f'{purpose} needs {module}: pip install "fcurr[{extra}]"')

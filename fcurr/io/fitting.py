@@ -60,14 +60,18 @@ def scored(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tens
     if path.exists():
         return tables.read_scores(path, prepared.id["train"])
 
-    fit = _fitting(experiment, prepared, setting, "score")
-    scores = difficulty(experiment, prepared, fit)
+    scores = scored_anew(experiment, prepared, setting)
     recipe = experiment.config["score"]
     recipe = recipe if isinstance(recipe, dict) else {"fn": recipe}
     if setting.writes:
         tables.write_scores(path, prepared, scores, recipe=recipe, data=fingerprint(prepared))
         shutil.rmtree(setting.folder / store.SCORING, ignore_errors=True)
     return scores
+
+
+def scored_anew(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tensor:
+    """[train] float64: the difficulty of the training samples, larger is harder."""
+    return difficulty(experiment, prepared, _fitting(experiment, prepared, setting, "score"))
 
 
 def _fitting(

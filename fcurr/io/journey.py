@@ -108,9 +108,11 @@ def _leg(
         tick(1)
         if before is not None:
             _tell_step(watch, before, Journey(here[0], record))
-        if watch.on_nonfinite != "skip" and (done % look_every == 0 or done in ends) and not _fine(here[0].train.loss):
-            here[0] = _setback("loss", here[0].train.loss, here[0], anchor, watch, shelf)
-            changed = True
+        if watch.on_nonfinite != "skip" and (done % look_every == 0 or done in ends):
+            losses = _going(here[0], here[0].train.loss)
+            if not _fine(losses):
+                here[0] = _setback("loss", losses, here[0], anchor, watch, shelf)
+                changed, length = True, fold.length(here[0])
         if done in ends or _crossed(clock, was, watch.evaluate_every):
             run, due = here[0], _due(here[0], clock, was, watch.evaluate_every)
             if before is not None:
@@ -124,9 +126,9 @@ def _leg(
         if stop or due_now:
             if watch.on_nonfinite != "skip":
                 for name, leaf in _odd(here[0].train).items():
-                    if name not in odd:
+                    if name not in odd and not _fine(leaf := _going(here[0], leaf)):
                         here[0] = _setback(name, leaf, here[0], anchor, watch, shelf)
-                        changed = True
+                        changed, length = True, fold.length(here[0])
             watch.settle()
             if watch.writes:
                 shelf.write(Journey(here[0], record), done, stopped=not due_now)
@@ -142,6 +144,12 @@ def _leg(
             break
     at.append(Journey(here[0], record))
     return anchor
+
+
+def _going(run: Run, values: Tensor) -> Tensor:
+    """The values [member, ...], with nought for members that have ended before this step."""
+    ended = run.iteration > run.last
+    return values if not bool(ended.any()) else tree.where(ended, torch.zeros_like(values), values)
 
 
 def _odd(states: TrainState) -> dict[str, Tensor]:
@@ -173,10 +181,12 @@ def _due(run: Run, clock: list[int], was: list[int], every: int) -> Tensor:
 
 
 def _setback(what: str, values: Tensor, run: Run, anchor: Journey | None, watch: Watch, shelf: Shelf) -> Run:
-    """Something is not finite: the end of the run, or, in a run that rewinds, the state of the anchor in the members
-    that are hurt, with the data going on from here."""
+    """Something is not finite: the end of the run; or of the members that are hurt, if the others go on; or, in a run
+    that rewinds, the state of the anchor in the members that are hurt, with the data going on from here."""
     bad = ~values.reshape(len(values), -1).isfinite()
     hurt = bad.any(1)
+    if watch.on_nonfinite == "leave":
+        return run._replace(last=torch.where(hurt, torch.minimum(run.iteration, run.last), run.last))
     tired = watch.steps.setback() >= TIRED
     if anchor is not None and not tired:
         watch.steps.note(rewound_to=int(anchor.run.iteration))

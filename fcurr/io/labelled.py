@@ -12,8 +12,11 @@ from fcurr.errors import BadInput
 from fcurr.types import Dataset, Rows, Task
 
 
-def labelled(x: Tensor | Rows, y: NDArray[Any], *, task: Task, names: Sequence[str] = ()) -> Dataset:
+def labelled(
+    x: Tensor | Rows, y: NDArray[Any], *, task: Task, names: Sequence[str] = (), groups: NDArray[Any] | None = None
+) -> Dataset:
     """Samples [sample, ...] with their labels. `names` are the classes' or targets', numbered as the labels are.
+    `groups` [sample] are whole numbers or texts, numbered in sorted order.
 
     A class each: [sample] whole numbers or texts, numbered in sorted order unless they have names. Sets of classes:
     [sample, class] of true and false, or 1 and 0. Numbers: [sample] or [sample, target].
@@ -21,7 +24,12 @@ def labelled(x: Tensor | Rows, y: NDArray[Any], *, task: Task, names: Sequence[s
     if y.ndim == 0 or len(y) != x.shape[0]:
         raise BadInput(f"{x.shape[0]} samples do not fit labels of shape {list(y.shape)}")
     numbers, found = {"classification": _classes, "multi-label": _sets, "regression": _targets}[task](y, names)
-    return Dataset(x=x, y=torch.from_numpy(np.ascontiguousarray(numbers)), classes=tuple(names or found))
+    return Dataset(
+        x=x,
+        y=torch.from_numpy(np.ascontiguousarray(numbers)),
+        classes=tuple(names or found),
+        groups=() if groups is None else _groups(groups, len(y)),
+    )
 
 
 def in_memory(x: NDArray[Any]) -> Tensor:
@@ -56,6 +64,16 @@ def _classes(y: NDArray[Any], names: Sequence[str]) -> tuple[NDArray[Any], list[
         return y.astype(np.int64), []
     found, numbers = np.unique(y.astype(np.int64) if y.dtype.kind == "f" else y, return_inverse=True)
     return numbers.astype(np.int64), [str(name) for name in found]
+
+
+def _groups(groups: NDArray[Any], samples: int) -> Tensor:
+    """[sample] int64, numbered in sorted order."""
+    if groups.shape != (samples,):
+        raise BadInput(f"groups of shape {list(groups.shape)} do not fit {samples} samples: one each is right", "group")
+    whole = groups.dtype.kind in "iubUS" or (groups.dtype.kind == "f" and np.all(groups == np.round(groups)))
+    if not whole:
+        raise BadInput("groups are fractions, or not there: a group is a whole number or a text", "group")
+    return torch.from_numpy(np.unique(groups, return_inverse=True)[1].astype(np.int64))
 
 
 def _sets(y: NDArray[Any], names: Sequence[str]) -> tuple[NDArray[Any], list[str]]:

@@ -1,7 +1,7 @@
 """A run, from a config to its folder: score, train, evaluate, save, report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcurr import evaluating, fold, observe, training, tree
+from fcurr import evaluating, fold, joint, observe, training, tree
 from fcurr.bilevel.learned_weights import Learned, signal_to_noise
 from fcurr.errors import BadInput
-from fcurr.io import environment, files, parallel, signals, store, watching
+from fcurr.io import environment, files, parallel, signals, starting, store, watching
 from fcurr.io.fitting import Setting, fetching, fingerprint, informed, scored
 from fcurr.io.journey import Diverged, Journey, Stopped, Watch, travel
 from fcurr.io.loggers import Logger
 from fcurr.io.steps import Steps
 from fcurr.observe import Record
 from fcurr.reweighting import Weighing
-from fcurr.study.bind import build, guarded
+from fcurr.study.bind import Call, build, guarded
 from fcurr.study.config import Experiment
+from fcurr.study.drawing import Scores
 from fcurr.study.prepare import Prepared, prepare
 from fcurr.study.program import placed, train_program
 from fcurr.training import ALONE, Team
@@ -38,18 +39,31 @@ class Outcome(NamedTuple):
 
 def load(experiment: Experiment) -> Prepared:
     """The data, read and checked."""
-    data = build(experiment.components["data"], {"seed": experiment.seed})
+    return prepare(experiment, data_of(experiment), starting.source(experiment.start))
+
+
+def data_of(experiment: Experiment) -> Dataset:
+    """All samples."""
+    if not experiment.tasks:
+        return _read(experiment.components["data"], experiment.seed)
+    named = {name: _read(task.data, experiment.seed) for name, task in experiment.tasks.items()}
+    return joint.joined(named, {name: task.weight for name, task in experiment.tasks.items()})
+
+
+def _read(call: Call, seed: int) -> Dataset:
+    data = build(call, {"seed": seed})
     if not isinstance(data, Dataset):
-        raise BadInput(f"{experiment.components['data'].name} gives a {type(data).__name__}, not a Dataset", "data")
-    return prepare(experiment, data)
+        raise BadInput(f"{call.name} gives a {type(data).__name__}, not a Dataset", call.where)
+    return data
 
 
 def identity(experiment: Experiment, prepared: Prepared, plugins: dict[str, str]) -> dict[str, Any]:
-    """What makes a run this one, beside its config: plugins, members in their order, the data."""
+    """What makes a run this one, beside its config: plugins, members in their order, the data, what it starts from."""
     members = [
         [member.arm, member.seed, json.loads(json.dumps(member.axes, default=str))] for member in experiment.members
     ]
-    return {"plugins": plugins, "members": members, "data": fingerprint(prepared)}
+    start = {} if prepared.start is None else {"start": starting.digest(prepared.start.source.tensors)}
+    return {"plugins": plugins, "members": members, "data": fingerprint(prepared), **start}
 
 
 def holds(folder: Path, experiment: Experiment, prepared: Prepared, plugins: dict[str, str]) -> bool:
@@ -85,7 +99,7 @@ def start_or_continue(
         try:
             scores = scored(experiment, prepared, here) if "score" in experiment.components else None
             prepared = informed(experiment, prepared, here)
-            journey, varying = _train(experiment, prepared, scores, here)
+            journey, varying = train(experiment, prepared, scores, here)
         except (Stopped, Diverged, BadInput) as halt:
             status = {Stopped: "interrupted", Diverged: "diverged"}.get(type(halt), "failed")
             if writes:
@@ -94,7 +108,12 @@ def start_or_continue(
     return Outcome(experiment, prepared, scores, journey, varying)
 
 
-def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, here: Setting) -> tuple[Journey, Params]:
+Judge = Callable[[int, Tensor], Tensor]  # iteration, tracked metric [member] -> [member] bool, who ends here
+
+
+def train(
+    experiment: Experiment, prepared: Prepared, scores: Scores, here: Setting, judge: Judge | None = None
+) -> tuple[Journey, Params]:
     """The end of the journey, and the hyperparameters in which members differ."""
     program, run = train_program(experiment, prepared, scores, here.team)
     members, settings = experiment.members, experiment.training
@@ -125,7 +144,8 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
                 logger.begin(kept)
         tired = (record.waited >= settings.patience) & (settings.patience > 0)
         need = fold.lengths(program) - run.train.iteration  # of each member's own steps
-        last = torch.where(tired | (need <= 0), run.last, run.iteration + need)
+        gone = ~run.train.loss.isfinite() & (settings.on_nonfinite == "leave")
+        last = torch.where(tired | gone | (need <= 0), run.last, run.iteration + need)
         return Journey(run._replace(last=last), record)
 
     def settle() -> None:
@@ -155,8 +175,10 @@ def _train(experiment: Experiment, prepared: Prepared, scores: Tensor | None, he
         if program.advance is not None:
             lower = -value if prepared.higher else value
             after = after._replace(train=tree.where(due, program.advance(program.varying, run.train, lower), run.train))
+        if judge is not None and bool((over := due & judge(int(run.iteration), value)).any()):
+            after = after._replace(last=torch.where(over, at, after.last))
         if settings.patience and bool((tired := due & (record.waited >= settings.patience)).any()):
-            after = after._replace(last=torch.where(tired, at, run.last))
+            after = after._replace(last=torch.where(tired, at, after.last))
         return Journey(after, record)
 
     start = [Journey(run, observe.blank(training.variables(run.train), len(members)))]

@@ -1,27 +1,82 @@
-"""Ctrl-C and SIGTERM as a question that a run asks after every step."""
+"""Ctrl-C, SIGTERM and a scheduler's SIGUSR1 or SIGUSR2 as a question that a run asks after every step."""
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+Asked = Callable[[], int]  # the signal that has come, or 0
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # some systems lack the last two
+LOOK_EVERY = 1.0  # seconds between two looks at a folder
+
+_ELSEWHERE: ContextVar[Asked] = ContextVar("_ELSEWHERE", default=lambda: 0)
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Callable[[], int]]:
+def asked_to_stop() -> Iterator[Asked]:
     """Gives a function: the signal that has come, or 0. A second signal acts at once, as it would without this."""
-    came = 0
+    came, elsewhere = 0, _ELSEWHERE.get()
 
     def note(number: int, frame: object) -> None:
         nonlocal came
         came = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
+    def asked() -> int:
+        return came or elsewhere()
+
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: came
+        yield asked
         return
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    old = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield lambda: came
+        yield asked
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def heeding(asked: Asked) -> Iterator[None]:
+    """Within it, whoever is `asked_to_stop` asks this as well."""
+    token = _ELSEWHERE.set(asked)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
+
+
+def told_in(folder: Path) -> Asked:
+    """SIGTERM from when there is something in a folder, or no folder any more: how one is asked who is on another
+    machine. Listing it, unlike looking for a file, makes a network file system ask its server."""
+    looked, found = -LOOK_EVERY, 0
+
+    def asked() -> int:
+        nonlocal looked, found
+        if not found and time.monotonic() - looked >= LOOK_EVERY:
+            looked = time.monotonic()
+            try:
+                found = signal.SIGTERM if any(folder.iterdir()) else 0
+            except FileNotFoundError:
+                found = signal.SIGTERM
+        return int(found)
+
+    return asked
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes begun within it do not get a terminal's Ctrl-C: it is for the one that began them. It waits until the
+    end of this, and nothing of it is lost."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)

@@ -70,6 +70,7 @@ def _refuse(folder: Path, kind: str, rest: str, old: str, new: str) -> None:
         "plugins": f"a run with another {rest}.py",
         "members": "a run with its arms or members in another order",
         "data": "a run on other samples or labels",
+        "start": "a run that started from other weights",
     }[kind]
     raise BadInput(f"{folder} holds {what}; name=... starts another beside it, --fresh throws it away and starts anew")
 

@@ -101,14 +101,16 @@ class Items:
         return x.reshape(*ids.shape, *self.shape[1:]).to(ids.device)
 
 
-def from_torch(dataset: Any, *, task: Task = "classification", classes: Sequence[str] = ()) -> Dataset:
+def from_torch(
+    dataset: Any, *, task: Task = "classification", classes: Sequence[str] = (), groups: Sequence[int | str] = ()
+) -> Dataset:
     """Any torch.utils.data.Dataset with places and a length whose items are pairs (x, y), read where it is indexed.
 
     Every item is read once here, for its label and for the identity of the samples, which is a digest of them all.
-    `classes` are names of the classes, by number; without them labels are numbered in sorted order. Items must be the
-    same each time they are read: a random transform is refused where it shows, and belongs into an augmentation. x is
-    anything torch.as_tensor takes, of one shape: bytes become float32 divided by 255, other whole numbers int64, and
-    all else float32.
+    `classes` are names of the classes, by number; without them labels are numbered in sorted order. `groups` are one
+    an item, or none. Items must be the same each time they are read: a random transform is refused where it shows, and
+    belongs into an augmentation. x is anything torch.as_tensor takes, of one shape: bytes become float32 divided by
+    255, other whole numbers int64, and all else float32.
     """
     if isinstance(dataset, torch_data.IterableDataset) or not (
         hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -132,7 +134,7 @@ def from_torch(dataset: Any, *, task: Task = "classification", classes: Sequence
     if len({label.shape for label in y}) > 1:
         raise BadInput("labels are not all of one shape")
     rows = Items(dataset, shape, first.dtype, digest.hexdigest())
-    return labelled(rows, np.stack(y), task=task, names=classes)
+    return labelled(rows, np.stack(y), task=task, names=classes, groups=np.asarray(groups) if len(groups) else None)
 
 
 def _sample(item: Any, place: int, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import pyarrow
 import torch
 from torch import Tensor
 
-from fcurr import evaluating, observe, training
+from fcurr import evaluating, joint, observe, training
 from fcurr.evaluating import Answers
 from fcurr.io import files, predictions, store, tables
 from fcurr.io import weights as weighing
@@ -22,7 +22,7 @@ from fcurr.observe import Record
 from fcurr.reweighting import Weighing
 from fcurr.study.config import Experiment
 from fcurr.study.members import controls
-from fcurr.study.prepare import Prepared
+from fcurr.study.prepare import Prepared, beginning
 from fcurr.study.program import placed, weights
 from fcurr.types import Dataset, Params
 
@@ -95,6 +95,7 @@ def results(outcome: Outcome, found_out: Judged, weighted: list[Weighted]) -> di
         "members": members,
         "confusion": confusions(outcome, found_out.answers),
         "classes": list(prepared.train.classes),
+        **({"tasks": _tasks(outcome, found_out.answers)} if prepared.test.heads else {}),
         "facts": dict(facts(outcome, weighted)),
         "iteration": int(run.iteration),
         "found": found(outcome),
@@ -110,7 +111,22 @@ def _known(outcome: Outcome) -> np.ndarray | None:
 
 def confusions(outcome: Outcome, answers: Answers) -> dict[str, list[list[int]]] | None:
     """arm -> [class][class]: test samples of the row's class taken for the column's, over all seeds."""
-    test = outcome.prepared.test
+    return _confusions(outcome, outcome.prepared.test, answers)
+
+
+def _tasks(outcome: Outcome, answers: Answers) -> dict[str, Any]:
+    """name -> what is known of a task: its kind, classes or targets, the place of its first sample among all, weight,
+    and confusion as of a task alone."""
+    test, found = outcome.prepared.test, {}
+    for head in test.heads:
+        own, places = joint.alone(test, head)
+        answered = Answers(head.of(answers.outputs[:, places.to(answers.outputs.device)]), answers.losses)
+        facts = {"task": head.task, "classes": list(head.classes), "first": head.first, "weight": head.weight}
+        found[head.name] = {**facts, "confusion": _confusions(outcome, own, answered)}
+    return found
+
+
+def _confusions(outcome: Outcome, test: Dataset, answers: Answers) -> dict[str, list[list[int]]] | None:
     if test.task != "classification":
         return None
     count = partial(evaluating.confusion, y=test.y.to(answers.outputs.device), classes=len(test.classes))
@@ -140,7 +156,9 @@ def found(outcome: Outcome) -> dict[str, int] | None:
 
 def wrongly(prepared: Prepared) -> Tensor:
     """[train] bool: whose label is not the one before noise."""
-    return (prepared.train.y != prepared.true).reshape(len(prepared.true), -1).any(1)
+    given, true = prepared.train.y, prepared.true
+    same = (given == true) | (given.isnan() & true.isnan())  # a label that is not there
+    return ~same.reshape(len(true), -1).all(1)
 
 
 def facts(outcome: Outcome, weighted: list[Weighted]) -> list[tuple[str, str]]:
@@ -150,12 +168,13 @@ def facts(outcome: Outcome, weighted: list[Weighted]) -> list[tuple[str, str]]:
     listed = [
         ("samples to train on", f"{len(prepared.train.y):,}"),
         ("to choose by, to judge by", f"{len(prepared.validation.y):,} and {len(prepared.test.y):,}"),
-        ("targets" if prepared.train.task == "regression" else "classes", str(len(prepared.train.classes))),
+        _labels(prepared.train),
         (
             "members",
             f"{len(experiment.members)}, {_most(experiment)}",
         ),
     ]
+    listed += beginning(prepared)
     if "noise" in experiment.components:
         share = f"{wrong / len(prepared.train.y):.1%}"
         listed.append(
@@ -170,6 +189,17 @@ def facts(outcome: Outcome, weighted: list[Weighted]) -> list[tuple[str, str]]:
             )
         )
     return listed + weighing.fact(weighted, _known(outcome))
+
+
+def _labels(train: Dataset) -> tuple[str, str]:
+    """How many classes or targets; of several tasks, of each, and of how many samples it is trained."""
+    if not train.heads:
+        return "targets" if train.task == "regression" else "classes", str(len(train.classes))
+    told = []
+    for head in train.heads:
+        what = "targets" if head.task == "regression" else "classes"
+        told.append(f"{head.name} ({what}: {len(head.classes)}, samples: {int(head.there(train.y).sum()):,})")
+    return "tasks", ", ".join(told)
 
 
 def _most(experiment: Experiment) -> str:

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fcurr import evaluating
+from fcurr import evaluating, joint
 from fcurr.errors import BadInput
 from fcurr.io import checkpoint, files, predictions, store, toml, unlabelled
 from fcurr.study.prepare import Prepared
-from fcurr.types import Model, Params
+from fcurr.types import Dataset, Model, Params
 
 Which = Literal["best", "last"]
 
@@ -119,14 +119,26 @@ class _Applied(nn.Module):
 def predict(
     found: Weights, prepared: Prepared, path: Path, trained: tuple[str, ...] | None, chunk: int
 ) -> dict[str, list[Any]]:
-    """name -> a value a sample of a file: the prediction, and the probability of each class, or the numbers."""
+    """name -> a value a sample of a file: the prediction, and the probability of each class, or the numbers; of several
+    tasks, of each."""
     data, model = prepared.train, prepared.model
     x = unlabelled.read(path, trained, data.features)
     with torch.no_grad():
         outputs = torch.cat([model.apply(found.variables, part) for part in x.split(chunk)]).float()
-    named = predictions.named(evaluating.predicted(outputs, data.task), data)
+    if not data.heads:
+        return _told(outputs, data)
+    columns: dict[str, list[Any]] = {}
+    for head in data.heads:
+        own, _ = joint.alone(data, head)
+        columns |= {f"{head.name}: {name}": values for name, values in _told(head.of(outputs), own).items()}
+    return columns
+
+
+def _told(outputs: Tensor, data: Dataset) -> dict[str, list[Any]]:
+    """name -> a value a sample, of outputs [sample, output]."""
     if data.task == "regression":
         return dict(zip(data.classes, outputs.T.tolist(), strict=False))
+    named = predictions.named(evaluating.predicted(outputs, predictions.kind(data)), data)
     chances = outputs.softmax(-1) if data.task == "classification" else outputs.sigmoid()
     columns = {f"probability of {name}": chances[:, place].tolist() for place, name in enumerate(data.classes)}
     return {"prediction": named, **columns}
@@ -153,5 +165,6 @@ def features(table: Any) -> tuple[str, ...] | None:
     """The columns that a run was trained on, if [data] names a table."""
     if not isinstance(table, dict) or table.get("fn") not in ("csv", "parquet"):
         return None
-    label = table.get("label", "label")
-    return unlabelled.columns(Path(table["path"]), (label,) if isinstance(label, str) else tuple(label))
+    label, group = table.get("label", "label"), table.get("group")
+    labels = (label,) if isinstance(label, str) else tuple(label)
+    return unlabelled.columns(Path(table["path"]), labels if group is None else (*labels, group))

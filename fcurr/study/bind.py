@@ -11,7 +11,7 @@ import importlib
 import inspect
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from fcurr.errors import BadInput, Halt
@@ -127,9 +127,16 @@ def numbers(call: Call, path: str = "") -> dict[str, int | float]:
     return found
 
 
+def shape(call: Call) -> Any:
+    """A call without its numbers: what members of one program share."""
+    keep = {key: shape(v) if isinstance(v, Call) else v for key, v in spelled(call).items()}
+    drop = {key: None if isinstance(v, int | float) and not isinstance(v, bool) else v for key, v in keep.items()}
+    return call.name, tuple(sorted(drop.items(), key=lambda item: item[0]))
+
+
 def spelled(call: Call) -> dict[str, Any]:
     """What is fixed of a call, with the defaults of what is not."""
-    parameters = inspect.signature(call.function).parameters.values()
+    parameters = _parameters(call.function).values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | call.fixed
 
 
@@ -138,18 +145,23 @@ def flowing(function: Callable) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if inspect.isclass(function):
         return []
-    return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds]
+    return [name for name, parameter in _parameters(function).items() if parameter.kind in kinds]
+
+
+@cache
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def required(function: Callable) -> list[str]:
     """The names without which it cannot be called."""
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     return [name for name in _named(function) if parameters[name].default is inspect.Parameter.empty]
 
 
 def _named(function: Callable) -> list[str]:
     flows, stars = flowing(function), (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     return [name for name, parameter in parameters.items() if name not in flows and parameter.kind not in stars]
 
 

@@ -7,7 +7,7 @@ tables as tomllib gives it; every key is dotted in messages.
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Ge, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from fcurr.errors import BadInput
 from fcurr.precision import Precision
@@ -16,13 +16,18 @@ from fcurr.study import units
 from fcurr.study.bind import Call, arguments, required, resolve
 from fcurr.study.members import LOSS, Member, differing, expand, weightings
 from fcurr.study.near import near
-from fcurr.types import Iterations, Seed, Times, Unit
+from fcurr.study.sections import SECTIONS
+from fcurr.types import Iterations, Path, Seed, Times, Unit
 
 BatchSize = Annotated[int, Ge(1), Le(2**20), Unit("number of samples in a batch")]
 Name = Annotated[str, MinLen(1), Unit("name")]
 Device = Annotated[str, MinLen(1), Unit("device")]
 Patience = Annotated[int, Ge(0), Lt(2**31), Unit("number of evaluations")]
-NonFinite = Literal["stop", "skip", "rewind"]
+NonFinite = Literal["stop", "skip", "rewind", "leave"]
+Place = Annotated[int, Ge(0), Lt(2**31), Unit("number of a member")]
+Pattern = Annotated[str, MinLen(1), Unit("pattern of names")]
+Weight = Annotated[float, Gt(0), Le(1e38), Unit("weight of a task")]
+Patterns = Annotated[tuple[Pattern, ...], Unit("list of patterns of names")]
 
 
 class Training(NamedTuple):
@@ -59,6 +64,30 @@ class Outputs(NamedTuple):
     test: bool = True
 
 
+class Start(NamedTuple):
+    """Where members' parameters come from: a file of tensors, or a member of another run. Of tensors, those are taken
+    whose names match `only` (all, if there are none) and not `without`; parameters of the model that match `freeze`
+    stay as they are."""
+
+    weights: Path = ""
+    run: Path = ""
+    config: Path = ""  # trained first, in the same study
+    member: Place | None = None
+    which: Literal["best", "last"] = "best"
+    only: Patterns = ()
+    without: Patterns = ()
+    freeze: Patterns = ()
+
+
+class OneTask(NamedTuple):
+    """One of several tasks that are trained jointly."""
+
+    data: Call
+    weight: float
+    loss: Call
+    metrics: list[Call]  # empty: those of its kind
+
+
 class Experiment(NamedTuple):
     name: str
     seed: int
@@ -70,6 +99,8 @@ class Experiment(NamedTuple):
     members: list[Member]
     varying: dict[str, list[float]]  # "optimizer.learning_rate" -> one number a member, where they differ
     config: dict[str, Any]  # as given
+    start: Start | None = None
+    tasks: dict[str, OneTask] = {}  # noqa: RUF012  # several, by name; then there is no component `data`
 
 
 ROLE_KEYS = (
@@ -77,8 +108,9 @@ ROLE_KEYS = (
     *("weighting", "reweighting"),
 )
 LISTS = {"augment": "augmentation", "metrics": "metric", "observers": "observer", "loggers": "logger"}
-RECORDS = {"training": Training, "fit": Fit, "outputs": Outputs}
-KEYS = ("name", "seed", *ROLE_KEYS, *LISTS, *RECORDS, "curriculum", "members", "arms", "controls", "samples")
+RECORDS = {"training": Training, "fit": Fit, "outputs": Outputs, "start": Start}
+KEYS = ("name", "seed", *ROLE_KEYS, *LISTS, *RECORDS, "curriculum", "members", "arms", "controls", "samples", "tasks")
+JOINT_LOSS = "fcurr.joint:loss"
 NEEDED = ("data", "split", "model", "optimizer", "training")
 
 
@@ -86,12 +118,16 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
     """The experiment that a config describes, or BadInput with the key that is wrong."""
     given = dict(config)
     for key in config:
+        if key in SECTIONS:
+            raise BadInput("this makes a config a study, and here it is to be one run", key)
         if key not in KEYS:
-            raise BadInput(f"there is no section `{key}`{near(key, KEYS)}; there are {', '.join(KEYS)}", key)
+            hint, known = near(key, (*KEYS, *SECTIONS)), f"{', '.join(KEYS)}; and, of a study, {', '.join(SECTIONS)}"
+            raise BadInput(f"there is no section `{key}`{hint}; there are {known}", key)
     for key in NEEDED:
-        if key not in config:
+        if key not in config and not (key == "data" and "tasks" in config):
             raise BadInput(f"a config needs a section [{key}]", key)
-    config = {"loss": LOSS, **config}
+    tasks = _tasks(config, plugins) if "tasks" in config else {}
+    config = {"loss": JOINT_LOSS if tasks else LOSS, **config}
     seed = units.checked(config.get("seed", 0), Seed, "seed")
     if "reweighting" in config and "weighting" in config:
         words = "weights are learned, or in closed form: to compare them, give the closed form to an arm"
@@ -116,6 +152,8 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
         members=members,
         varying=differing(members),
         config=given,
+        start=_started(config),
+        tasks=tasks,
     )
 
 
@@ -159,6 +197,51 @@ def _trained(config: Mapping[str, Any]) -> Training:
         raise BadInput(
             f"a batch of {found.batch_size} does not come in {found.accumulate} equal parts", "training.accumulate"
         )
+    return found
+
+
+def _tasks(config: Mapping[str, Any], plugins: Collection[str]) -> dict[str, OneTask]:
+    """[tasks.NAME], each with its data, and what it does not share with the others."""
+    tables, found = config["tasks"], {}
+    for key, words in {
+        "data": "samples are in [data], or in the `data` of every task: one of the two",
+        "loss": "with several tasks every one has its own: tasks.NAME.loss",
+        "metrics": "with several tasks every one has its own: tasks.NAME.metrics",
+    }.items():
+        if key in config:
+            raise BadInput(words, key)
+    if not isinstance(tables, Mapping) or not tables:
+        raise BadInput(f"{units.written(tables)} is not a table of tasks, each a table with `data`", "tasks")
+    for name, table in tables.items():
+        where = f"tasks.{name}"
+        if not name or not isinstance(table, Mapping):
+            raise BadInput(f"{units.written(table)} is not a table with `data`" if name else "a task has a name", where)
+        for key in table:
+            if key not in OneTask._fields:
+                words = f"a task takes no `{key}`{near(key, OneTask._fields)}; it takes {', '.join(OneTask._fields)}"
+                raise BadInput(words, f"{where}.{key}")
+        if "data" not in table:
+            raise BadInput("a task needs `data`, a component", where)
+        found[name] = OneTask(
+            data=resolve(table["data"], "data", f"{where}.data", plugins),
+            weight=units.checked(table.get("weight", 1.0), Weight, f"{where}.weight"),
+            loss=resolve(table.get("loss", LOSS), "loss", f"{where}.loss", plugins),
+            metrics=_list(table.get("metrics", []), "metric", f"{where}.metrics", plugins),
+        )
+    return found
+
+
+def _started(config: Mapping[str, Any]) -> Start | None:
+    """[start], which names a file or a run."""
+    if "start" not in config:
+        return None
+    found: Start = _record(config, "start", Start)
+    if sum(map(bool, (found.weights, found.run, found.config))) != 1:
+        words = "from `weights`, a file; from `run`, the folder of a run; or from `config`, which is trained first"
+        raise BadInput(f"tensors come {words}: one of them", "start")
+    for key in ("member", "which"):
+        if found.weights and key in config["start"]:
+            raise BadInput(f"a file has no members: `{key}` belongs to `run` and `config`", f"start.{key}")
     return found
 
 

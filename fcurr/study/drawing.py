@@ -1,6 +1,6 @@
 """What members draw from: all samples of a run, and the lessons (orders and sizes) that their curricula come to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,19 +37,25 @@ def steps_of(experiment: Experiment, rows: sampler.Lessons) -> Tensor:
     return sampler.steps(rows, total_iterations=total, batch_size=size, clock=clock)
 
 
-def lessons(experiment: Experiment, prepared: Prepared, scores: Tensor | None) -> sampler.Lessons:
+Scores = Tensor | None | Sequence[Tensor | None]  # [train] for all members, or such a tensor a member
+
+
+def lessons(experiment: Experiment, prepared: Prepared, scores: Scores) -> sampler.Lessons:
     """Orders and sizes, each once however many members share it. Where passes are counted, one over the clean samples
     alone is as many as there are training samples: a control that takes its steps as well."""
     orders: dict[str, Tensor] = {}
     sizes: dict[str, Tensor] = {}
     rows: list[tuple[int, int]] = []
-    ranked = torch.zeros(len(prepared.train.y)) if scores is None else scores
+    unranked = torch.zeros(len(prepared.train.y))
+    each = [scores] * len(experiment.members) if isinstance(scores, Tensor | None) else scores
     clean = len(prepared.train.y) + torch.arange(0 if prepared.clean is None else len(prepared.clean.y))
     again = max(1, len(prepared.train.y) // max(1, len(clean))) if experiment.training.clock == "epoch" else 1
-    for member in experiment.members:
+    for member, ranks in zip(experiment.members, each, strict=True):
+        ranked = unranked if ranks is None else ranks
         own, also = member.curriculum, member.samples == "both"
         entries = {**prepared.entries, "seed": member.seed}
-        order_key, pace_key = repr((own.order, own.sampling, member.seed, also)), repr((own.pace, member.seed, also))
+        order_key = repr((own.order, own.sampling, member.seed, also, id(ranked)))
+        pace_key = repr((own.pace, member.seed, also))
         if member.samples == "clean":
             order_key, pace_key = "clean", "clean"
         if order_key not in orders:

@@ -6,7 +6,6 @@ data, the model and the kind of everything; what may differ is the seed, the cur
 loss.
 """
 
-import copy
 import itertools
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from fcurr.curriculum import random
 from fcurr.errors import BadInput
 from fcurr.study import units
-from fcurr.study.bind import Call, numbers, resolve, spelled
+from fcurr.study.bind import Call, numbers, resolve, shape
 from fcurr.study.near import near
 from fcurr.types import Seed
 from fcurr.weighting import uniform
@@ -54,18 +53,38 @@ def expand(config: Mapping[str, Any], plugins: Collection[str] = ()) -> list[Mem
     ]
 
 
+def trainings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every member as a config of its own, with no other arm and no axis but its seed: in the order of `expand`."""
+    return [_alone(config, change, axes) for change in _arms(config).values() for axes in _axes(config)]
+
+
+def _alone(config: Mapping[str, Any], change: Mapping[str, Any], axes: dict[str, Any]) -> dict[str, Any]:
+    own = merge(config, change)
+    for key, value in axes.items():
+        own = override(own, key, value)
+    alone = {key: value for key, value in own.items() if key not in ("arms", "members", "controls")}
+    if "weighting" in alone:  # it takes the place of what is learned
+        alone.pop("reweighting", None)
+    if "reweighting" in alone:
+        alone["controls"] = False
+    alone["seed"] = config.get("seed", 0)
+    alone["members"] = {"seed": [own.get("seed", 0)]}
+    return alone
+
+
 def override(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """The config with the value at a dotted key set."""
-    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    changed = dict(config)
     *path, last = key.split(".")
-    table: Any = changed
+    table: dict[str, Any] = changed
     for part in path:
-        inner: Any = table.setdefault(part, {})
+        inner: Any = table.get(part, {})
         if isinstance(inner, str):  # a component written by its bare name
-            inner = table[part] = {"fn": inner}
-        if not isinstance(inner, dict):
+            inner = {"fn": inner}
+        if not isinstance(inner, Mapping):
             raise BadInput(f"`{part}` is {units.written(inner)}, which has no keys", key)
-        table = inner
+        table[part] = dict(inner)
+        table = table[part]
     table[last] = value
     return changed
 
@@ -234,7 +253,7 @@ def differing(members: list[Member]) -> dict[str, list[float]]:
             continue
         found = [numbers(call) for call in calls]
         for call, own in zip(calls, found, strict=True):
-            if own.keys() != found[0].keys() or _shape(call) != _shape(calls[0]):
+            if own.keys() != found[0].keys() or shape(call) != shape(calls[0]):
                 raise BadInput(f"members of one run may differ in numbers of their {role}, not in its kind", role)
         for path in found[0]:
             values = [own[path] for own in found]
@@ -243,10 +262,3 @@ def differing(members: list[Member]) -> dict[str, list[float]]:
             if len(set(values)) > 1:
                 varying[f"{role}.{path}"] = values
     return varying
-
-
-def _shape(call: Call) -> Any:
-    """A call without its numbers."""
-    keep = {key: _shape(v) if isinstance(v, Call) else v for key, v in spelled(call).items()}
-    drop = {key: None if isinstance(v, int | float) and not isinstance(v, bool) else v for key, v in keep.items()}
-    return call.name, tuple(sorted(drop.items(), key=lambda item: item[0]))

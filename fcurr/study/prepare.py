@@ -7,20 +7,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcurr import curriculum, losses, metrics, tree, weighting
-from fcurr.bilevel import methods
-from fcurr.data import clean, splits
-from fcurr.data.splits import Splits
+from fcurr import joint, transfer, tree
 from fcurr.errors import BadInput
 from fcurr.evaluating import CHUNK
 from fcurr.inputs import scaled
+from fcurr.joint import HeadLoss
 from fcurr.precision import mixed
-from fcurr.scoring import pointwise
-from fcurr.study import units
-from fcurr.study.bind import Call, build, flowing, guarded, resolve
-from fcurr.study.config import Experiment
+from fcurr.study import kinds, units
+from fcurr.study.bind import Call, build, flowing, guarded
+from fcurr.study.config import Experiment, Start
+from fcurr.study.judging import judges
+from fcurr.study.parting import parted, without_clean
 from fcurr.training import as_it_is, in_order
-from fcurr.types import Augment, Batch, Dataset, Loss, Metric, Model, Optimizer, Params, Task
+from fcurr.transfer import Agreement, Source
+from fcurr.types import Augment, Batch, Dataset, Head, Loss, Metric, Model, Optimizer, Params
+
+
+class Started(NamedTuple):
+    """What the model starts from, and what of it stays."""
+
+    source: Source
+    agreement: Agreement
+    other: str  # the tensors of another shape, in words
+    frozen: tuple[str, ...]
 
 
 class Prepared(NamedTuple):
@@ -37,10 +46,13 @@ class Prepared(NamedTuple):
     metrics: dict[str, Metric]  # by the name they are written under; the first is tracked
     higher: bool  # whether more of the tracked metric is better
     entries: dict[str, Any]  # what the run gives to whoever asks for it by name
+    scratch: Model  # the model without what it starts from: models that score have not seen other data
+    start: Started | None = None
 
 
-def prepare(experiment: Experiment, data: Dataset) -> Prepared:
-    """Splits, class sizes, labels, model; BadInput where they do not fit."""
+def prepare(experiment: Experiment, data: Dataset, source: Source | None = None) -> Prepared:
+    """Splits, class sizes, labels, model; BadInput where they do not fit. `source` are the tensors that [start] names,
+    if there is one."""
     parts, seed = experiment.components, experiment.seed
     _finite(data)
     entries: dict[str, Any] = {
@@ -50,16 +62,11 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
         "task": data.task,
         "batch_size": experiment.training.batch_size,
     }
-    _of_classes(experiment, data)
-    split = guarded(parts["split"], build(parts["split"], entries), data.y)
-    if not isinstance(split, Splits):
-        raise BadInput(f"{parts['split'].name} gives a {type(split).__name__}, not Splits", "split")
-    for name, part in zip(split._fields, split, strict=True):
-        if len(part) == 0:
-            raise BadInput(f"of {len(data.y)} samples none is left to {_USE[name]}: the {name} split is empty", "split")
+    kinds.check(experiment, data)
+    split = parted(parts["split"], entries, data)
     ids, few = split.train, split.train[:0]
     if "clean" in parts:
-        split, few = _parted(parts["clean"], entries, split, data.y)
+        split, few = without_clean(parts["clean"], entries, split, data.y)
         ids = split.train
     if "imbalance" in parts:
         ids = ids[guarded(parts["imbalance"], build(parts["imbalance"], entries), data.y[ids])]
@@ -72,21 +79,27 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
     if "scaling" in parts:
         fitted = guarded(parts["scaling"], build(parts["scaling"], entries), train.x)
         model = scaled(model, fitted.shift, fitted.factor)
+    scratch = mixed(model, experiment.training.precision)
+    start = None
+    if experiment.start is not None:
+        if source is None:
+            raise ValueError("the experiment has a [start]: its tensors are needed as `source`")
+        model, start = _started(model, experiment.start, source)
     model = mixed(model, experiment.training.precision)
     entries |= {"model": model, "dataset_size": len(ids), "total_iterations": experiment.training.total_iterations}
     if data.task == "classification":
         entries["counts"] = torch.bincount(given, minlength=len(data.classes))
+    if data.heads:
+        entries["heads"] = _heads(experiment, entries, data.heads, given)
     chain = [build(call, entries) for call in experiment.lists["augment"]]
     augment = partial(in_order, chain=chain) if chain else as_it_is
     loss = entries["loss"] = build(parts["loss"], entries)
     _fits(model, data)
-    _tried(experiment, model, loss, augment, train)
+    _tried(experiment, model, loss, augment, train, entries.get("heads", ()))
     optimizer = build(parts["optimizer"], entries)
     if not isinstance(optimizer, Optimizer):
         raise BadInput(f"{parts['optimizer'].name} gives a {type(optimizer).__name__}, not an Optimizer", "optimizer")
-    calls = experiment.lists["metrics"] or [resolve(name, "metric", "metrics") for name in metrics.DEFAULT[data.task]]
-    named: dict[str, Metric] = {_label(call): partial(_measured, call, build(call, entries)) for call in calls}
-    _measures(calls, named, model, data)
+    found = judges(experiment, entries, model, data)
     return Prepared(
         train=train,
         true=true,
@@ -96,13 +109,51 @@ def prepare(experiment: Experiment, data: Dataset) -> Prepared:
         test=data.part(split.test),
         model=model,
         augment=augment,
-        metrics=named,
-        higher=_higher(calls[0]),
+        metrics=found.metrics,
+        higher=found.higher,
         entries=entries,
+        scratch=scratch,
+        start=start,
     )
 
 
-_USE = {"train": "train on", "validation": "choose by", "test": "judge by"}
+def _heads(experiment: Experiment, entries: dict[str, Any], heads: tuple[Head, ...], y: Tensor) -> tuple[HeadLoss, ...]:
+    """What each task contributes to the loss; y are the labels that are trained on."""
+    found = []
+    for head, factor in zip(heads, joint.factors(heads, y), strict=True):
+        alone = {**entries, "task": head.task, "classes": len(head.classes)}
+        found.append(HeadLoss(head, build(experiment.tasks[head.name].loss, alone), factor))
+    return tuple(found)
+
+
+def _started(model: Model, start: Start, source: Source) -> tuple[Model, Started]:
+    """The model that begins where another ended."""
+    try:
+        tensors = transfer.offered(source.tensors, only=start.only, without=start.without)
+        found = transfer.agreement(model, tensors)
+        frozen = transfer.held(model, start.freeze)
+    except BadInput as wrong:
+        where = f"start.{wrong.where}" if wrong.where else "start"
+        raise BadInput(f"{source.name}: {wrong}" if wrong.where != "freeze" else str(wrong), where) from None
+    other = transfer.differing(model, tensors, found.other)
+    begun = transfer.frozen(transfer.started(model, tensors), frozen)
+    return begun, Started(source, found, other, frozen)
+
+
+def beginning(prepared: Prepared) -> list[tuple[str, str]]:
+    """What the model starts from, as facts: what was taken, what was not, what stays."""
+    if prepared.start is None:
+        return []
+    source, found, other, frozen = prepared.start
+    count = len(found.taken) + len(found.other) + len(found.missing)
+    by_seed = ([other] if found.other else []) + ([transfer.listed(found.missing)] if found.missing else [])
+    told = {
+        "started from": f"{source.name}, {len(found.taken)} of the model's {count} tensors",
+        "by seed": ", ".join(by_seed),
+        "not used": transfer.listed(found.unknown) if found.unknown else "",
+        "frozen": transfer.listed(frozen) if frozen else "",
+    }
+    return [(name, words) for name, words in told.items() if words]
 
 
 def harder(call: Call) -> bool:
@@ -161,21 +212,6 @@ def difficulty(experiment: Experiment, prepared: Prepared, fit: Callable[[Datase
     return sign * values.double().cpu()
 
 
-def _parted(call: Call, entries: dict[str, Any], split: Splits, y: Tensor) -> tuple[Splits, Tensor]:
-    """(the parts without them, the clean samples)."""
-    chosen = guarded(call, build(call, entries | {"among": split.train}), y)
-    if not isinstance(chosen, Tensor) or chosen.ndim != 1 or chosen.dtype != torch.int64 or len(chosen) == 0:
-        raise BadInput(f"{call.name} does not give the positions of some samples, [sample] int64", call.where)
-    inside = bool((chosen >= 0).all()) and bool((chosen < len(y)).all())
-    if not inside or len(chosen.unique()) < len(chosen):
-        raise BadInput(f"{call.name} gives a position twice, or one that is none of {len(y)} samples", call.where)
-    left = Splits(*(part[~torch.isin(part, chosen)] for part in split))
-    for name, part in zip(left._fields, left, strict=True):
-        if len(part) == 0:
-            raise BadInput(f"{call.name} leaves no samples to {_USE[name]}", call.where)
-    return left, chosen
-
-
 def _finite(data: Dataset) -> None:
     if len(data.y) == 0:
         raise BadInput("there are no samples", "data")
@@ -203,20 +239,27 @@ def _fits(model: Model, data: Dataset) -> None:
     try:
         params, buffers = model.init(0)
         with torch.no_grad():
-            outputs = model.apply({**params, **buffers}, data.x[torch.arange(min(2, len(data.y)))])
+            outputs = model.apply({**params, **buffers}, data.x[joint.some(data, 2)])
     except Exception as wrong:  # a stranger's model may raise anything
         first = (str(wrong).splitlines() or [type(wrong).__name__])[0]
         raise BadInput(f"the model does not take samples of shape {list(data.features)}: {first}", "model") from wrong
     if outputs.ndim != 2 or outputs.shape[1] < len(data.classes):
         given = list(outputs.shape[1:])
-        what = "targets" if data.task == "regression" else "classes"
+        what = {"regression": "targets", "joint": "classes and targets"}.get(data.task, "classes")
         raise BadInput(f"the model has {given} outputs a sample, the labels have {len(data.classes)} {what}", "model")
 
 
-def _tried(experiment: Experiment, model: Model, loss: Loss, augment: Augment, train: Dataset) -> None:
-    """Whether augmentations and loss take the samples, and the loss gives a number a sample."""
+def _tried(
+    experiment: Experiment,
+    model: Model,
+    loss: Loss,
+    augment: Augment,
+    train: Dataset,
+    heads: tuple[HeadLoss, ...],
+) -> None:
+    """Whether augmentations and loss take the samples, and the loss, or that of every task, gives a number a sample."""
     call, place = experiment.components["loss"], (torch.tensor(0), torch.tensor(0))
-    few = train.take(torch.arange(min(2, len(train.y))))
+    few = train.take(joint.some(train, 2))
     for own in experiment.lists["augment"]:
         changed = guarded(own, augment, few, place)
         if not isinstance(changed, Batch) or changed.x.shape != few.x.shape:
@@ -224,84 +267,17 @@ def _tried(experiment: Experiment, model: Model, loss: Loss, augment: Augment, t
     params, buffers = model.init(0)
     with torch.no_grad():
         for batch in (few, augment(few, place)):
-            each = guarded(call, loss, model.apply({**params, **buffers}, batch.x), batch.y)
-            if not isinstance(each, Tensor) or each.shape != few.y.shape[:1]:
-                raise BadInput(f"{call.name} does not give one number a sample, unreduced", "loss")
+            outputs = model.apply({**params, **buffers}, batch.x)
+            for head, own, _ in heads:
+                there, mine = head.there(batch.y), experiment.tasks[head.name].loss
+                each = guarded(mine, own, head.of(outputs)[there], head.labels(batch.y)[there])
+                _unreduced(mine, each, int(there.sum()))
+            _unreduced(call, guarded(call, loss, outputs, batch.y), len(few.y))
 
 
-def _measures(calls: list[Call], named: dict[str, Metric], model: Model, data: Dataset) -> None:
-    """Whether every metric gives a number, and says which way it points."""
-    if len(named) < len(calls):
-        raise BadInput(f"{calls[-1].name} is asked for twice", "metrics")
-    few = data.take(torch.arange(min(8, len(data.y))))
-    params, buffers = model.init(0)
-    with torch.no_grad():
-        outputs = model.apply({**params, **buffers}, few.x)
-    for call, metric in zip(calls, named.values(), strict=True):
-        _higher(call)
-        metric(outputs, few.y)
-
-
-def _measured(call: Call, metric: Metric, outputs: Tensor, y: Tensor) -> Tensor:
-    """What a metric says, or BadInput where it is not one number."""
-    value = guarded(call, metric, outputs, y)
-    if not isinstance(value, Tensor) or value.shape != ():
-        what = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise BadInput(f"{call.name} gives {what}: a metric is one number, a tensor without axes", call.where)
-    return value
-
-
-def _higher(call: Call) -> bool:
-    """Whether more of a metric is better; a metric that does not say is BadInput."""
-    direction = units.direction(units.hints(call.function).get("return"))
-    if direction is None:
-        raise BadInput(f"{call.name} does not say which way it points: annotate its result Higher or Lower", call.where)
-    return direction.higher
-
-
-def _label(call: Call) -> str:
-    """The name a metric is written under: label_f1_micro."""
-    return "_".join([call.name.rpartition(":")[2], *(str(value) for value in call.fixed.values())])
-
-
-def _of_classes(experiment: Experiment, data: Dataset) -> None:
-    """BadInput for components that are for labels of another kind."""
-    labels = {"classification": "a class each", "multi-label": "sets of classes", "regression": "numbers"}
-    calls = [experiment.components[key] for key in ("loss", "score") if key in experiment.components]
-    for member in experiment.members:
-        calls += [call for call in (member.weighting, member.reweighting) if call is not None]
-    for call in [*calls, *experiment.lists["metrics"], *(member.loss for member in experiment.members)]:
-        task = _TASKS.get(call.function)
-        if task is not None and task != data.task:
-            raise BadInput(
-                f"{call.name} is for labels that are {labels[task]}, and these are {labels[data.task]}", call.where
-            )
-    if data.task == "classification":
-        return
-    what = "sets of classes" if data.task == "multi-label" else "numbers"
-    own = [
-        experiment.components[key] for key in ("split", "noise", "imbalance", "clean") if key in experiment.components
-    ]
-    for call in [*own, *(member.curriculum.sampling for member in experiment.members)]:
-        if call.function not in (
-            splits.shuffled,
-            splits.published,
-            clean.drawn,
-            clean.listed,
-            curriculum.unbalanced,
-        ) and call.function.__module__.startswith("fcurr."):
-            others = {"split": "shuffled", "clean": "drawn", "curriculum.sampling": "unbalanced"}
-            instead = f"; {others[call.where]} does not" if call.where in others else ""
-            raise BadInput(f"{call.name} wants a class a sample, and the labels are {what}{instead}", call.where)
-
-
-_TASKS: dict[Callable[..., Any], Task] = {
-    **{getattr(losses, name): task for name, task in losses.TASKS.items()},
-    **{getattr(metrics, name): task for name, task in metrics.TASKS.items()},
-    **{getattr(weighting, name): task for name, task in weighting.TASKS.items()},
-    methods.class_aware_meta_weight_net: "classification",
-    **dict.fromkeys((pointwise.margin, pointwise.confidence, pointwise.entropy), "classification"),
-}
+def _unreduced(call: Call, each: Any, samples: int) -> None:
+    if not isinstance(each, Tensor) or each.shape != (samples,):
+        raise BadInput(f"{call.name} does not give one number a sample, unreduced", call.where)
 
 
 def _device(params: Params) -> torch.device:

@@ -13,7 +13,7 @@ from fcurr.precision import loss_scaled
 from fcurr.study import counting
 from fcurr.study.bind import Call, build, numbers, replaced, required
 from fcurr.study.config import Experiment, Training
-from fcurr.study.drawing import lessons, steps_of, together
+from fcurr.study.drawing import Scores, lessons, steps_of, together
 from fcurr.study.prepare import Prepared, tried
 from fcurr.training import ALONE, Team, TrainState, apart
 from fcurr.types import Batch, Dataset, Optimizer, Params
@@ -55,7 +55,7 @@ def fit_program(
     entries = {**prepared.entries, "total_iterations": settings.iterations, "dataset_size": len(data.y)}
     optimizer = _scaled(build(experiment.components["optimizer"], entries), experiment.training)
     method = training.gradient_descent(
-        model=apart(prepared.model, team),
+        model=apart(prepared.scratch, team),
         loss=entries["loss"],
         optimizer=optimizer,
         augment=prepared.augment,
@@ -75,9 +75,9 @@ def fit_program(
 
 
 def train_program(
-    experiment: Experiment, prepared: Prepared, scores: Tensor | None, team: Team = ALONE
+    experiment: Experiment, prepared: Prepared, scores: Scores, team: Team = ALONE
 ) -> tuple[Program, Run]:
-    """The program that trains the members, and its first run."""
+    """The program that trains the members, and its first run. Members may be ranked by scores of their own."""
     settings, members = experiment.training, experiment.members
     divided(settings.batch_size, team.world, settings.accumulate, "training.batch_size")
     rows = lessons(experiment, prepared, scores)

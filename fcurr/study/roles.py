@@ -7,6 +7,7 @@ the source, without importing anything.
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
@@ -26,14 +27,14 @@ _WHOLE = _LONG | {"model", "loss"}
 
 ROLES = {
     "data": Role("fcurr.io.datasets", ((),), "which samples are there?", _EARLY),
-    "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?", _SHAPED),
+    "split": Role("fcurr.data.splits", (("y",),), "which train, which choose, which judge?", _SHAPED | {"groups"}),
     "noise": Role("fcurr.data.labels", (("y",),), "which labels are made wrong?", _SHAPED),
     "clean": Role("fcurr.data.clean", (("y",),), "which are known to be right?", _SHAPED | {"among"}),
     "imbalance": Role("fcurr.data.imbalance", (("y",),), "which classes are made rare?", _SHAPED),
     "scaling": Role("fcurr.data.scalings", (("x",),), "in what units are the samples?", _SHAPED),
     "augmentation": Role("fcurr.data.augmentations", (("batch", "place"),), "what is changed at random?", _SHAPED),
     "model": Role("fcurr.models", ((),), "what is trained?", _SHAPED),
-    "loss": Role("fcurr.losses", (("outputs", "y"),), "what is made small?", _LONG | {"counts"}),
+    "loss": Role("fcurr.losses", (("outputs", "y"),), "what is made small?", _LONG | {"counts", "heads"}),
     "metric": Role("fcurr.metrics", (("outputs", "y"),), "how good is it?", _SHAPED),
     "optimizer": Role("fcurr.optim", ((),), "how do gradients move parameters?", _WHOLE),
     "learning_rate": Role("fcurr.schedules", (("iteration",),), "how far, and when?", _WHOLE),
@@ -63,6 +64,7 @@ class Component(NamedTuple):
     summary: str  # the first sentence of its docstring
 
 
+@cache
 def components(role: str) -> list[Component]:
     """The components of a role, in the order they are written in."""
     found = []

@@ -7,11 +7,12 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from fcurr.study import units
+from fcurr.study import study_schema, sweeping, units
 from fcurr.study.bind import flowing, required
-from fcurr.study.config import KEYS, LISTS, NEEDED, RECORDS, ROLE_KEYS, Name
+from fcurr.study.config import KEYS, LISTS, NEEDED, RECORDS, ROLE_KEYS, Name, Weight
 from fcurr.study.members import CURRICULUM, Source
 from fcurr.study.roles import ROLES, components
+from fcurr.study.sections import SECTIONS, CrossValidation, Notify, Routines
 from fcurr.types import Seed
 
 
@@ -39,15 +40,44 @@ def schema() -> dict[str, Any]:
         "description": "what learned weights are compared with",
         "default": True,
     }
+    properties["tasks"] = {
+        "type": "object",
+        "description": "several tasks trained jointly, by name, in the place of `data`",
+        "additionalProperties": _joint(),
+    }
+    properties["start"]["oneOf"] = [{"required": [key]} for key in ("weights", "run", "config")]
+    properties["study"] = _table(Routines, {})
+    properties["sweep"] = study_schema.sweep({key: _value(kind) for key, kind in sweeping.OWN.items()}, KEYS)
+    properties["cross_validation"] = _table(CrossValidation, {})
+    properties["commands"] = study_schema.commands()
+    properties["hooks"] = study_schema.hooks()
+    properties["notify"] = _table(Notify, {})
     properties["samples"] = {"enum": list(get_args(Source)), "description": "which are trained on", "default": "train"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fcurr config",
         "type": "object",
         "additionalProperties": False,
-        "required": list(NEEDED),
-        "properties": {key: properties[key] for key in KEYS},
-        "$defs": {role: _role(role) for role in ROLES},
+        "required": [key for key in NEEDED if key != "data"],
+        "anyOf": [{"required": ["data"]}, {"required": ["tasks"]}],
+        "properties": {key: properties[key] for key in (*KEYS, *SECTIONS)},
+        "$defs": {role: _role(role) for role in ROLES} | study_schema.definitions(),
+    }
+
+
+def _joint() -> dict[str, Any]:
+    """A task among several."""
+    metric = {"$ref": "#/$defs/metric"}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["data"],
+        "properties": {
+            "data": {"$ref": "#/$defs/data"},
+            "weight": {**_value(Weight), "default": 1.0},
+            "loss": {"$ref": "#/$defs/loss"},
+            "metrics": {"anyOf": [metric, {"type": "array", "items": metric}]},
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -39,7 +39,7 @@ def hints(function: Callable) -> dict[str, Any]:
     """The types of a function's parameters and result, whether written as types or as text."""
     inner = function.func if isinstance(function, partial) else function
     try:
-        return get_type_hints(inner, include_extras=True)
+        return _hints(inner)
     except Exception as wrong:  # a name that there is not, say
         raise BadInput(f"the types of {inner.__name__} cannot be read: {wrong}") from wrong
 
@@ -65,16 +65,26 @@ def direction(annotation: Any) -> Direction | None:
 
 def checked(value: Any, annotation: Any, where: str) -> Any:
     """The value as the type has it (a list becomes a tuple), or BadInput in words."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError  # costs 0.2 s, and only configs need it
+    from pydantic import ValidationError  # costs 0.2 s, and only configs need it
 
     annotation = plain(annotation)
     try:
-        config = ConfigDict(strict=True, allow_inf_nan=False)
-        return TypeAdapter(annotation, config=config).validate_json(
-            json.dumps(value, default=lambda date: {"": str(date)})
-        )
+        return _adapter(annotation).validate_json(json.dumps(value, default=lambda date: {"": str(date)}))
     except ValidationError:
         raise BadInput(f"{written(value)} is not {meaning(annotation, value)}", where) from None
+
+
+@cache
+def _hints(function: Callable) -> dict[str, Any]:
+    return get_type_hints(function, include_extras=True)
+
+
+@cache
+def _adapter(annotation: Any) -> Any:
+    """What checks values of a type."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def written(value: Any) -> str:

@@ -1,0 +1,161 @@
+"""A study killed at any effect, or at any moment, ends as the study that was not; and nothing is done twice."""
+
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import CONFIG, contents, process, written
+
+from fcurr.io import artefacts, conducting, engines, files, journal
+from fcurr.io.performing import Place
+from fcurr.study.schedule import Command, Schedule, scheduled
+
+KILLED = 137
+
+
+def _schedule() -> Schedule:
+    """Three commands: one is read by two, one reads both."""
+    a = Command("a", "steps:numbers", {"parameters": {"size": 5}}, outputs=("value",))
+    b = Command("b", "steps:scaled", {"parameters": {"factor": 3.0}}, {"a": ("a",)}, ("value",))
+    c = Command("c", "steps:total", {"parameters": {}}, {"all": ("a", "b")}, ("value",))
+    return scheduled([a, b, c], {})
+
+
+def _study(folder: Path) -> None:
+    place = Place(folder / "study", folder / "store", ("steps",), Path(__file__).parent)
+    (folder / "study").mkdir(parents=True, exist_ok=True)
+    (folder / "store").mkdir(exist_ok=True)
+    conducting.announce(_schedule(), place)
+    outcome = conducting.conduct(_schedule(), place, engines.inline(), width=4, fail_fast=False, asked=lambda: 0)
+    assert not outcome.failed and len(outcome.done) == 3
+
+
+class Effects:
+    """Counts what is done to the disk; at the n-th effect the process is gone, before it or in the middle of it."""
+
+    def __init__(self, fatal: int, torn: bool) -> None:
+        self.count, self.fatal, self.torn = 0, fatal, torn
+        self.replace, self.write, self.content = os.replace, os.write, Path.write_bytes
+
+    def comes(self, half: Callable[[], object] = lambda: None) -> None:
+        self.count += 1
+        if self.count == self.fatal:
+            if self.torn:
+                half()
+            os._exit(KILLED)
+
+    def begin(self) -> None:
+        effects = self
+
+        def replace(old: Any, new: Any) -> None:
+            effects.comes()
+            effects.replace(old, new)
+
+        def write(handle: int, data: bytes) -> int:
+            effects.comes(lambda: effects.write(handle, data[: len(data) // 2]))
+            return effects.write(handle, data)
+
+        def write_bytes(path: Path, data: bytes) -> int:
+            effects.comes(lambda: effects.content(path, data[: len(data) // 2]))
+            return effects.content(path, data)
+
+        files.os.replace, journal.os.write, Path.write_bytes = replace, write, write_bytes  # type: ignore[assignment]
+
+
+def _forked(folder: Path, fatal: int, torn: bool) -> int:
+    """The study in a process of its own, which dies at an effect; its exit code, or the number of its effects."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            effects = Effects(fatal, torn)
+            effects.begin()
+            _study(folder)
+            effects.write(writing, str(effects.count).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = os.read(reading, 100)
+    os.close(reading)
+    assert code in (0, KILLED)
+    return int(said) if code == 0 else 0
+
+
+def _made(folder: Path) -> dict[str, bytes]:
+    """What commands made, without what differs from day to day."""
+    kept = {artefacts.RECORDS, artefacts.LOCKS, artefacts.REFERENCES}
+    found = contents(folder / "store")
+    assert not any(name.endswith(".tmp") and "/." not in name for name in found)
+    return {name: data for name, data in found.items() if name.split("/")[0] not in kept and "/." not in name}
+
+
+def _ends(folder: Path) -> dict[str, int]:
+    """How often each command came to its end."""
+    counts: dict[str, int] = collections.Counter()
+    for line in (folder / "study" / journal.JOURNAL).read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # torn
+        counts[record["name"]] += record["event"] == "finished" and not record["reused"]
+    return counts
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A study that nothing happened to, and the number of its effects."""
+    folder = tmp_path_factory.mktemp("straight")
+    effects = _forked(folder, -1, False)
+    assert _ends(folder) == {"a": 1, "b": 1, "c": 1}
+    return _made(folder), effects
+
+
+def _ended_as(folder: Path, straight: dict[str, bytes]) -> None:
+    assert _forked(folder, -1, False) > 0
+    assert _made(folder) == straight
+    assert all(count <= 1 for count in _ends(folder).values())
+    assert set(journal.read(folder / "study")) == {command.key for command in _schedule().commands.values()}
+    assert {record["event"] for record in journal.read(folder / "study").values()} == {"finished"}
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["before", "in the middle of"])
+def test_a_study_killed_at_each_of_its_effects_ends_as_the_one_that_was_not(straight, torn, tmp_path):
+    made, effects = straight
+    assert effects > 20
+    for fatal in range(1, effects + 1):
+        folder = tmp_path / str(fatal)
+        assert _forked(folder, fatal, torn) == 0
+        _ended_as(folder, made)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("torn", [False, True], ids=["before", "in the middle of"])
+def test_a_study_killed_at_each_pair_of_effects_ends_as_the_one_that_was_not(straight, torn, tmp_path):
+    made, effects = straight
+    folder = tmp_path / "study"
+    for first in range(1, effects + 1):
+        for second in range(1, effects + 1):
+            shutil.rmtree(folder, ignore_errors=True)
+            assert _forked(folder, first, torn) == 0
+            if _forked(folder, second, not torn):  # it had less to do, and came to its end
+                break
+            _ended_as(folder, made)
+
+
+def test_a_study_that_has_ended_does_nothing_when_it_is_begun_again(tmp_path):
+    assert _forked(tmp_path, -1, False) > 0
+    before = contents(tmp_path)
+    assert _forked(tmp_path, -1, False) == 2  # what it refers to is written down again, and renamed
+    assert contents(tmp_path) == before
