@@ -100,6 +100,11 @@ STUDIES = {
     "components": {
         "sweep": {"curriculum.pace": ["none", {"fn": "linear", "initial_size": 0.2, "final_iteration": 1.0}]}
     },
+    "a key and a section that only the sweep gives": {
+        "optimizer": "sgd",
+        "model": {"fn": "mlp"},
+        "sweep": {"optimizer.learning_rate": [0.1, 0.2], "model.hidden": [[8], [4]], "fit": [{"iterations": 20}]},
+    },
     "seeds alone": {"sweep": {"seed": [0, 1]}},
     "a random search": {
         "sweep": {"method": "random", "trials": 3, "seed": 4, "optimizer.learning_rate": {"low": 0.01, "high": 0.1}}
@@ -131,7 +136,7 @@ STUDIES = {
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_schema_accepts_the_studies_that_the_command_plans(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, name="first.toml")
+    written(tmp_path, {key: value for key, value in CONFIG.items() if key != "arms"}, "first.toml")
     config = CONFIG | STUDIES[study]
     assert not list(VALIDATOR.iter_errors(config))
     planned = fcurr("plan", written(tmp_path, config))
@@ -176,6 +181,10 @@ RATE = "optimizer.learning_rate"
         {"hooks": {"train": {"befor": "mine:f"}}},
         {"hooks": {"train": {"before": "f"}}},
         {"notify": {"web_hook": "http://localhost:1"}},
+        {"split": {"fn": "stratified_k_fold"}},
+        {"optimizer": {"fn": "sgd"}},
+        {"optimizer": {"fn": "sgd", "learning_rat": 0.1}, "sweep": {RATE: [0.1]}},
+        {"optimizer": {"fn": "sgd", "learning_rate": -0.1}, "sweep": {"fit.iterations": [20]}},
         {"start": {"config": "small.toml", "run": "runs/small"}},
         {"start": {"freeze": ["0.*"], "which": "best"}},
     ],
@@ -185,6 +194,43 @@ def test_the_schema_refuses_the_studies_that_the_command_refuses(wrong, tmp_path
     config = CONFIG | wrong
     assert not VALIDATOR.is_valid(config)
     assert fcurr("check", written(tmp_path, config)).exit_code == 2
+
+
+def test_find_hands_on_what_it_is_asked_and_prints_json(tmp_path):
+    path = written(tmp_path)
+    options = ["--low", "0.001", "--high", "0.1", "--iterations", "20", "--json"]
+    rates = json.loads(fcurr("find", "learning_rate", path, *options).stdout)["rates"]
+    assert len(rates) == 20 and rates[0] == pytest.approx(0.001) and rates[-1] == pytest.approx(0.1)
+    options = ["--most", "32", "--limit", str(2**40), "--json"]
+    found = json.loads(fcurr("find", "batch_size", path, *options).stdout)
+    assert found["largest"] == 32 and max(row["batch_size"] for row in found["rows"]) <= 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["learning_rat"],
+            "there is nothing to find a learning_rat by (did you mean `learning_rate`?); there are learning_rate, "
+            "batch_size",
+        ),
+        (
+            ["learning_rate", "--most", "8"],
+            "--most is not an option of learning_rate, which takes --low, --high, --iterations",
+        ),
+        (["batch_size", "--low", "0.1"], "--low is not an option of batch_size, which takes --limit, --most"),
+        (["learning_rate", "--low", "0"], "--low: 0.0 is not a positive number: a number, greater than 0"),
+        (["batch_size", "--most", "0"], "--most: 0 is not a number of samples: a whole number, at least 1"),
+        (
+            ["learning_rate", "--low", "1", "--high", "0.1"],
+            "the rate grows from low = 1 to high = 0.1: low has to be less",
+        ),
+    ],
+)
+def test_find_refuses_options_of_something_else_and_values_out_of_bounds(arguments, message, tmp_path):
+    what, *options = arguments
+    result = fcurr("find", what, written(tmp_path), *options)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"fcurr: {message}\n")
 
 
 def test_init_writes_a_starter_that_runs_as_it_is(tmp_path):

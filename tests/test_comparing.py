@@ -14,8 +14,9 @@ pytest.importorskip("scipy")
 from scipy import stats
 
 from fcurr.errors import BadInput
-from fcurr.study import comparing
-from fcurr.study.comparing import Grouping, Interval, Result, Table
+from fcurr.study import comparing, grouping, words
+from fcurr.study.comparing import Interval, Table
+from fcurr.study.grouping import Grouping, Result
 
 numbers = st.floats(-1e3, 1e3, width=32)
 ROOT = {"fn": "root", "power": 2.0, "initial_size": 0.2}
@@ -34,7 +35,7 @@ def world(values: dict[str, list[float | None]]) -> list[Result]:
 
 
 def table(results, *, higher=True, aggregate="mean", against=(), **keys) -> Table:
-    found = comparing.grouping(results, **keys)
+    found = grouping.grouping(results, **keys)
     return comparing.table(
         results, found, metric="accuracy", which="last", higher=higher, aggregate=aggregate, against=against
     )
@@ -135,7 +136,10 @@ def test_numbers_in_another_unit_give_the_same_table_in_that_unit(values, power,
 @given(values=worlds(least=2), shifts=st.lists(numbers, min_size=6, max_size=6))
 def test_what_all_groups_of_a_seed_share_does_not_change_their_differences(values, shifts):
     moved = {arm: [v + shifts[at] for at, v in enumerate(own)] for arm, own in values.items()}
-    for row, other in zip(table(world(values)).rows, table(world(moved)).rows, strict=True):
+    first = next(iter(values))
+    pairs = zip(table(world(values), against=[first]).rows, table(world(moved), against=[first]).rows, strict=True)
+    for row, other in pairs:
+        assert (row.difference is None) == (row.keys["arm"] == first)
         if row.difference is not None:
             assert other.difference == pytest.approx(row.difference, abs=1e-6)
             assert other.apart == pytest.approx(row.apart, abs=1e-6)
@@ -220,15 +224,15 @@ def test_groups_are_made_by_all_that_varies_but_for_the_seed_and_folds():
         result(at, 0.5, arm=arm, optimizer__learning_rate=rate, seed=seed, split__fold=fold, model="mlp")
         for at, (arm, rate, seed, fold) in enumerate(axes)
     ]
-    found = comparing.grouping(members)
+    found = grouping.grouping(members)
     assert found == Grouping(("arm", "optimizer.learning_rate"), (), ("seed", "split.fold"))
     rows = table(members).rows
     assert [tuple(row.keys.values()) for row in rows] == [("plain", 0.01), ("plain", 0.1), ("b", 0.01), ("b", 0.1)]
     assert {row.n for row in rows} == {4}
-    over = comparing.grouping(members, over=["split.fold", "optimizer.learning_rate"])
+    over = grouping.grouping(members, over=["split.fold", "optimizer.learning_rate"])
     assert over == Grouping(("arm",), ("optimizer.learning_rate", "split.fold"), ("seed",))
-    assert comparing.grouping(members, by=["model"]).over == ("arm", "optimizer.learning_rate")
-    assert comparing.grouping(members, repeats=["split.fold"]).by == ("arm", "optimizer.learning_rate", "seed")
+    assert grouping.grouping(members, by=["model"]).over == ("arm", "optimizer.learning_rate")
+    assert grouping.grouping(members, repeats=["split.fold"]).by == ("arm", "optimizer.learning_rate", "seed")
 
 
 @pytest.mark.parametrize(("aggregate", "expected"), [("mean", 0.4), ("median", 0.35), ("max", 0.7), ("min", 0.2)])
@@ -278,18 +282,45 @@ def test_a_single_reference_serves_all_and_of_several_each_group_takes_its_count
         assert [row.reference for row in table(several, against=against).rows] == expected, against
 
 
-def test_the_reference_is_plain_or_random_training_or_the_first_group():
+def test_the_reference_is_plain_or_random_training_or_none():
     def chosen(*arms):
-        return next(arms[row.reference] for row in table(world({arm: [0.1] for arm in arms})).rows)
+        rows = table(world({arm: [0.1] for arm in arms})).rows
+        return next(None if row.reference is None else arms[row.reference] for row in rows)
 
     assert chosen("a", "random", "plain") == "plain"
     assert chosen("a", "random", "b") == "random"
-    assert chosen("b", "a") == "b"
+    assert chosen("b", "a") is None
+    note = "No group is plain or random training, so none is compared with another: --against names one."
+    assert note in table(world({"b": [0.1, 0.2], "a": [0.1, 0.2]})).notes
+    assert note not in table(world({"b": [0.1, 0.2], "a": [0.1, 0.2]}), against=["a"]).notes
+
+
+def test_an_arm_that_is_named_after_the_order_that_is_swept_makes_no_groups_of_its_own():
+    swept = [
+        result(at, 0.1 * at, arm=order, curriculum__order={"fn": order} if at % 2 else order, rate=rate, seed=seed)
+        for at, (order, rate, seed) in enumerate(itertools.product(("random", "easy_first"), (0.1, 0.2), (0, 1)))
+    ]
+    found = grouping.grouping(swept)
+    assert found == Grouping(("curriculum.order", "rate"), (), ("seed",))
+    assert [row.reference for row in table(swept).rows] == [0, 1, 0, 1]
+    assert grouping.grouping(swept, by=["arm"]).by == ("arm",)
+    assert grouping.grouping(swept, over=["arm"]).over == ("arm",)
+    other = [member._replace(keys={**member.keys, "arm": "mine"}) for member in swept[:1]]
+    assert grouping.grouping([*swept, *other]).by == ("arm", "curriculum.order", "rate")
+
+
+def test_what_an_arm_tells_is_no_other_key_that_its_reference_has_to_share():
+    axes = itertools.product((("random", None), ("superloss", {"fn": "superloss"})), (0.1, 0.2), (0, 1))
+    members = [
+        result(at, 0.1, arm=arm, weighting=weighting, rate=rate, seed=seed)
+        for at, ((arm, weighting), rate, seed) in enumerate(axes)
+    ]
+    assert [row.reference for row in table(members).rows] == [0, 1, 0, 1]
 
 
 def test_values_are_shown_as_people_write_them():
-    assert comparing.shown(ROOT) == "root(initial_size=0.2, power=2)"
-    assert [comparing.shown(value) for value in (None, True, 2.0, 1e-05, [16, 16], {"fn": "none"}, {"a": 1})] == [
+    assert words.shown(ROOT) == "root(initial_size=0.2, power=2)"
+    assert [words.shown(value) for value in (None, True, 2.0, 1e-05, [16, 16], {"fn": "none"}, {"a": 1})] == [
         "-",
         "true",
         "2",
@@ -306,10 +337,10 @@ def test_names_in_a_figure_are_no_longer_than_tells_them_apart():
         {"arm": "c", "curriculum.pace": ROOT, "optimizer.rate": 0.1},
         {"arm": "c", "curriculum.pace": {"fn": "linear", "initial_size": 0.2}, "optimizer.rate": 0.1},
     ]
-    assert comparing.short(rows) == ["plain", "root, rate = 0.1", "linear, rate = 0.1"]
+    assert words.short(rows) == ["plain", "root, rate = 0.1", "linear, rate = 0.1"]
     rows.append({**rows[1], "curriculum.pace": {**ROOT, "power": 3.0}})
-    assert comparing.short(rows)[1] == "root(initial_size=0.2, power=2), rate = 0.1"
-    assert comparing.short([{"arm": ""}]) == ["all"]
+    assert words.short(rows)[1] == "root(initial_size=0.2, power=2), rate = 0.1"
+    assert words.short([{"arm": ""}]) == ["all"]
 
 
 @given(
@@ -322,23 +353,23 @@ def test_names_in_a_figure_are_no_longer_than_tells_them_apart():
 )
 def test_names_in_a_figure_tell_groups_apart(keys):
     rows = [{"arm": arm, "curriculum.pace": pace} for arm, pace in keys]
-    assume(len({comparing.label(row) for row in rows}) == len(rows))
-    assert len(set(comparing.short(rows))) == len(rows)
+    assume(len({words.label(row) for row in rows}) == len(rows))
+    assert len(set(words.short(rows))) == len(rows)
 
 
 def test_conditions_on_a_key_are_alternatives_and_on_several_all_hold():
     members = [result(at, 0.5, arm=arm, rate=rate) for at, (arm, rate) in enumerate(itertools.product("abc", (0.1, 1)))]
-    kept = comparing.kept(members, ["arm=a", "arm=b", "rate=1.0"])
+    kept = grouping.kept(members, ["arm=a", "arm=b", "rate=1.0"])
     assert [tuple(r.keys.values()) for r in kept] == [("a", 1), ("b", 1)]
-    assert comparing.kept(members, []) == members
+    assert grouping.kept(members, []) == members
     paced = [result(0, 0.5, curriculum__pace=ROOT), result(1, 0.5)]
-    assert comparing.kept(paced, ["curriculum.pace=root(initial_size=0.2, power=2)"]) == paced[:1]
+    assert grouping.kept(paced, ["curriculum.pace=root(initial_size=0.2, power=2)"]) == paced[:1]
 
 
 def test_of_many_names_the_first_are_listed():
-    assert comparing.listed("abc", "and") == "a, b and c" and comparing.listed(["a"], "and") == "a"
-    assert comparing.listed(["a, b", "c"]) == "a, b; c" and comparing.listed([]) == ""
-    assert comparing.listed(map(str, range(15))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 3 more"
+    assert words.listed("abc", "and") == "a, b and c" and words.listed(["a"], "and") == "a"
+    assert words.listed(["a, b", "c"]) == "a, b; c" and words.listed([]) == ""
+    assert words.listed(map(str, range(15))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 3 more"
 
 
 def test_a_curve_keeps_the_last_value_of_a_member_and_does_not_know_what_was_before_the_first():
@@ -358,24 +389,24 @@ MEMBERS = [
     result(at, 0.5, arm=arm, seed=seed) for at, (arm, seed) in enumerate(itertools.product(("plain", "b"), (0, 1)))
 ]
 FAULTS = {
-    "there is no key `arms` to group by (did you mean `arm`?); there are arm, seed": lambda: comparing.grouping(
+    "there is no key `arms` to group by (did you mean `arm`?); there are arm, seed": lambda: grouping.grouping(
         MEMBERS, by=["arms"]
     ),
-    "there is no key `sed` to aggregate over (did you mean `seed`?); there are arm, seed": lambda: comparing.grouping(
+    "there is no key `sed` to aggregate over (did you mean `seed`?); there are arm, seed": lambda: grouping.grouping(
         MEMBERS, over=["sed"]
     ),
-    "there is no key `fold` that repeats a group; there are arm, seed": lambda: comparing.grouping(
+    "there is no key `fold` that repeats a group; there are arm, seed": lambda: grouping.grouping(
         MEMBERS, repeats=["fold"]
     ),
-    "`arm` is to be grouped by and aggregated over: it can be one of them": lambda: comparing.grouping(
+    "`arm` is to be grouped by and aggregated over: it can be one of them": lambda: grouping.grouping(
         MEMBERS, by=["arm"], over=["arm"]
     ),
-    "`arm` is not KEY=VALUE, such as arm=plain": lambda: comparing.kept(MEMBERS, ["arm"]),
-    "there is no key `rm` to choose members by (did you mean `arm`?); there are arm, seed": lambda: comparing.kept(
+    "`arm` is not KEY=VALUE, such as arm=plain": lambda: grouping.kept(MEMBERS, ["arm"]),
+    "there is no key `rm` to choose members by (did you mean `arm`?); there are arm, seed": lambda: grouping.kept(
         MEMBERS, ["rm=b"]
     ),
-    "no member has arm=plan (did you mean `plain`?); arm is plain or b": lambda: comparing.kept(MEMBERS, ["arm=plan"]),
-    "no member has arm=b and seed=1": lambda: comparing.kept(MEMBERS[:-1], ["arm=b", "seed=1"]),
+    "no member has arm=plan (did you mean `plain`?); arm is plain or b": lambda: grouping.kept(MEMBERS, ["arm=plan"]),
+    "no member has arm=b and seed=1": lambda: grouping.kept(MEMBERS[:-1], ["arm=b", "seed=1"]),
     "there is no group `plan` to compare with (did you mean `plain`?); there are plain, b": lambda: table(
         MEMBERS, against=["plan"]
     ),

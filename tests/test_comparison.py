@@ -24,7 +24,7 @@ for module in ("scipy", "matplotlib", "jinja2"):
 from matplotlib.image import imread  # noqa: E402
 
 from fcurr.errors import BadInput  # noqa: E402
-from fcurr.io import comparison  # noqa: E402
+from fcurr.io import comparison, figures  # noqa: E402
 
 PACES = ["none", {"fn": "root", "power": 2.0}, {"fn": "linear"}, {"fn": "exponential"}]
 VOID = {"meta", "br", "img"}
@@ -61,6 +61,7 @@ MANY = [
     {"arm": "c", "curriculum.pace": pace, "curriculum.order": order, "rate": rate}
     for pace, order, rate in product(PACES, ("easy_first", "hard_first"), (0.1, 0.2, 0.3))
 ]
+FIRST = ["curriculum.pace=none", "curriculum.order=easy_first", "rate=0.1"]  # of MANY, which has no plain training
 WRITTEN = [f"comparison.{kind}" for kind in ("csv", "html", "md", "parquet", "tex")]
 WRITTEN += ["curves.png", "curves.svg", "differences.png", "differences.svg", "members.csv", "members.parquet"]
 
@@ -70,7 +71,7 @@ def many(tmp_path_factory) -> tuple[Path, Path]:
     """A study of 24 groups, and its comparison."""
     home = tmp_path_factory.mktemp("many")
     study = folder(home / "study", MANY)
-    comparison.compare([study], to=home / "out")
+    comparison.compare([study], to=home / "out", against=FIRST)
     return study, home / "out"
 
 
@@ -125,7 +126,7 @@ def test_the_same_input_gives_the_same_bytes_in_whatever_order_members_and_rows_
     other.mkdir()
     (other / "results.json").write_text(json.dumps(found))
     (other / "metrics.jsonl").write_text("\n".join(lines))
-    comparison.compare([other], to=tmp_path / "out")
+    comparison.compare([other], to=tmp_path / "out", against=FIRST)
     assert contents(tmp_path / "out") == contents(out)
     assert sorted(contents(out)) == WRITTEN
 
@@ -206,7 +207,7 @@ def test_figures_stand_alone_and_no_name_meets_another_or_the_margin(many):
 
 
 def test_of_very_many_groups_the_best_are_drawn_and_the_page_says_so(many, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "MOST", 10)
+    monkeypatch.setattr(figures, "MOST", 10)
     comparison.compare([many[0]], to=tmp_path, higher=False)
     page = Page((tmp_path / "comparison.html").read_text())
     assert "Figures show 10 of 24 groups, those with the best means in the first table." in page.said
@@ -242,6 +243,32 @@ def test_without_a_folder_to_write_to_nothing_is_written(tmp_path, monkeypatch):
         "Bootstrap intervals of few repeats are too narrow: of 5, a 95 % interval holds the truth in about 84 of 100 "
         "cases, of 10 in about 90.",
     ]
+
+
+def test_trials_of_a_search_are_told_in_four_digits_and_compared_with_none_unless_one_is_named(tmp_path):
+    rates = [0.010620228780967376, 0.1176691451457191, 1e-05 / 3, 1.0]
+    trials = [{"arm": "c", "trial": at, "optimizer.learning_rate": rate} for at, rate in enumerate(rates)]
+    study = folder(tmp_path / "a", trials)
+    lines = comparison.compare([study], which="last", to=tmp_path / "out")
+    assert lines[2:8] == [
+        "| trial | optimizer.learning_rate |   n |  mean ± deviation |  95 % interval | mean rank |",
+        "| ----- | ----------------------- | --: | ----------------: | -------------: | --------: |",
+        "| 0     | 0.01062                 |   3 |     60.00 ± 10.00 | [50.00, 70.00] |      4.00 |",
+        "| 1     | 0.1177                  |   3 |     62.33 ± 10.02 | [52.00, 72.00] |      3.00 |",
+        "| 2     | 3.333e-06               |   3 |     64.00 ± 10.00 | [54.00, 74.00] |      2.00 |",
+        "| 3     | 1                       |   3 | **66.33 ± 10.02** | [56.00, 76.00] |      1.00 |",
+    ]
+    assert "No group is plain or random training, so none is compared with another: --against names one." in lines
+    assert not (tmp_path / "out/differences.svg").exists()
+    lines = comparison.compare([study], which="last", against=["trial=0"])
+    assert lines[2].endswith(" mean rank |           difference |") and lines[4].endswith("|            reference |")
+    assert "Differences are to trial = 0, optimizer.learning_rate = 0.010620228780967376." in lines
+
+
+def test_numbers_that_four_digits_do_not_tell_apart_are_written_whole(tmp_path):
+    groups = [{"arm": "plain", "rate": 0.12345678}, {"arm": "plain", "rate": 0.12345679}]
+    lines = comparison.compare([folder(tmp_path / "a", groups)], which="last")
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:] == ["0.12345678", "0.12345679"]
 
 
 @pytest.mark.parametrize(("higher", "best"), [(True, max), (False, min)])

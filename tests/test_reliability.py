@@ -704,3 +704,14 @@ def test_a_run_that_was_moved_goes_on(tmp_path):
     folder.rename(tmp_path / "moved")
     result = fcurr("resume", tmp_path / "moved")
     assert result.exit_code == 0 and "40/40 steps" in result.stderr, result.stderr
+
+
+def test_a_checkpoint_is_written_after_half_an_hour_whatever_the_config_says(straight, tmp_path, monkeypatch):
+    """By a clock on which every step takes ten minutes: three steps are half an hour."""
+    now = iter(range(0, 10**9, 600))
+    monkeypatch.setattr(journey.Watch, "clock", property(lambda watch: lambda: float(next(now))))
+    folder = _cut(tmp_path, CONFIG, 14)  # the first that is due is written after step 15
+    (newest,) = checkpoint.listed(folder / store.CHECKPOINTS)
+    assert newest.name.startswith("stopped") and 9 <= int(newest.stem.partition("-")[2]) <= 13
+    assert _run(tmp_path).exit_code == 0
+    _same(folder, straight)

@@ -12,8 +12,9 @@ import torch
 from small import CONFIG, contents, fcurr, process, written
 from typer.testing import Result
 
-from fcurr.io import artefacts, journal
+from fcurr.io import artefacts, configs, execute, journal, studying
 from fcurr.io.artefacts import Record
+from fcurr.study.schedule import Command
 
 BRIEF = {"routines": ["prepare", "score", "train", "evaluate"]}  # without what takes long and tells nothing here
 STUDY = CONFIG | {"study": BRIEF, "sweep": {"optimizer.learning_rate": [0.1, 0.05]}}
@@ -217,14 +218,204 @@ def test_a_training_that_diverges_fails_alone_and_the_others_are_reported(finish
     result = _run(tmp_path, DIVERGING)
     assert result.exit_code == 1
     failed = {line["name"]: line["error"] for line in _lines(tmp_path) if line["event"] == "failed"}
-    assert all("1e+30" in name for name in failed) and "train/plain[optimizer.learning_rate=1e+30, seed=0]" in failed
-    words = "the loss is not finite after step 1; a smaller learning rate may help"
+    assert sorted(failed) == [
+        "score/cross_validated_loss 2",
+        "train/plain[optimizer.learning_rate=1e+30, seed=0]",
+        "train/plain[optimizer.learning_rate=1e+30, seed=1]",
+    ]
+    words = "the loss is not finite after step 2; a smaller learning rate may help"
     assert failed["train/plain[optimizer.learning_rate=1e+30, seed=0]"] == words
     assert f"failed: train/plain[optimizer.learning_rate=1e+30, seed=0]: {words}\n" in result.stderr
-    there = _evaluations(tmp_path) if False else None
-    assert there is None
     found = json.loads((tmp_path / "runs/small/results.json").read_text())["members"]
     same = json.loads((finished / "runs/small/results.json").read_text())["members"]
     strip = lambda members: [{k: v for k, v in m.items() if k != "member"} for m in members]  # noqa: E731
     assert strip(found) == [m for m in strip(same) if m["optimizer.learning_rate"] == 0.1]
     assert "of 4 of 8 trainings: the others did not come to their end" in result.stdout
+
+
+PASTED = {**STUDY, "study": {"routines": ["train"]}, "arms": {"an arm [of two]": {}, "plain": STUDY["arms"]["plain"]}}
+FAULTY = """\
+import os
+
+def meddle(values):
+    if os.path.exists({path!r}):
+        raise RuntimeError("there is a stone in the way")
+    return values
+"""
+
+
+def _plugin(folder: Path, text: str, name: str) -> None:
+    """A module beside the config."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(text)
+
+
+def test_the_command_that_tries_again_what_failed_can_be_pasted_into_a_shell(tmp_path):
+    stone = tmp_path / "stone"
+    stone.write_text("")
+    _plugin(tmp_path, FAULTY.format(path=str(stone)), "stony")
+    config = PASTED | {"hooks": {"train": {"before": "stony:meddle"}}}
+    arguments = ["--plugin", "stony", "--engine", "inline", "--only", "train/an arm*rate=0.1,*"]
+    child = process("run", written(tmp_path, config), "--out", tmp_path / "runs", *arguments)
+    _, said = child.communicate()
+    assert child.returncode == 1 and "Traceback" not in said
+    failed = [line for line in said.splitlines() if line.startswith("failed: ")]
+    assert failed[0] == (
+        "failed: train/an arm [of two][optimizer.learning_rate=0.1, seed=0]: RuntimeError: there is a stone in the way"
+    )
+    assert len(failed) == 2
+    told = [line.partition("in full: ")[2] for line in said.splitlines() if "in full: " in line]
+    assert all("in meddle" in Path(path).read_text() for path in told) and len(told) == 2
+    again = [shlex.split(line.partition("again: ")[2]) for line in said.splitlines() if "again: " in line]
+    stone.unlink()
+    since = len(_lines(tmp_path))
+    child = process(*again[0][1:])
+    _, said = child.communicate()
+    assert again[0][0] == "fcurr" and child.returncode == 0, said
+    begun = [line["name"] for line in _lines(tmp_path)[since:] if line["event"] == "started"]
+    assert begun == ["train/an arm [of two][optimizer.learning_rate=0.1, seed=0]"]
+
+
+def test_a_failure_stops_all_that_is_not_begun_if_told_to(tmp_path):
+    own = {"bad": {"function": "steps:fails"}, "good": {"function": "steps:numbers", "parameters": {"size": 3}}}
+    config = STUDY | {"study": {"routines": []}, "commands": own}
+    result = _run(tmp_path / "fast", config, "--plugin", "steps", "--fail-fast")
+    assert result.exit_code == 1 and _started(tmp_path / "fast") == {"bad": 1}
+    assert "failed: bad: RuntimeError: the disk of the moon is full" in result.stderr
+    result = _run(tmp_path / "slow", config, "--plugin", "steps")
+    assert result.exit_code == 1 and _started(tmp_path / "slow") == {"bad": 1, "good": 1}
+    assert result.stderr.endswith("fcurr: 1 of 2 commands failed\n")
+
+
+OWN = {
+    "first": {"function": "steps:numbers", "parameters": {"size": 4}},
+    "second": {"function": "steps:scaled", "inputs": "first", "parameters": {"factor": 2.5}},
+    "sums": {"function": "steps:total", "inputs": ["first", "sec*"]},
+}
+
+
+def test_commands_of_ones_own_read_each_other_and_need_leave(tmp_path):
+    config = STUDY | {"study": {"routines": []}, "commands": OWN}
+    refused = _run(tmp_path, config)
+    assert refused.exit_code == 2
+    assert "`steps:numbers` is code from outside fcurr; to allow it, add --plugin steps" in refused.stderr
+    assert not (tmp_path / "runs/small").exists()
+    result = _run(tmp_path, config, "--plugin", "steps")
+    assert result.exit_code == 0 and "finished, 3 commands; the store is " in result.stdout
+    assert _output(tmp_path, "sums", "value") == {"first": 6.0, "second": 15.0}
+    assert torch.equal(_output(tmp_path, "second", "value")["numbers"], 2.5 * torch.arange(4, dtype=torch.float64))
+
+
+def test_a_command_of_ones_own_reads_trainings_by_a_pattern(brief):
+    config = STUDY | {"commands": {"mine": {"function": "reader:count", "inputs": ["train/easy*", "evaluate/plain*"]}}}
+    _plugin(brief, "def count(inputs):\n    return {k: sorted(v) for k, v in inputs.items()}\n", "reader")
+    since = len(_lines(brief))
+    assert _run(brief, config, "--plugin", "reader").exit_code == 0
+    assert _started(brief, since) == {"mine": 1}
+    found = _output(brief, "mine", "value")
+    assert len(found) == 8 and found["train/easy_first[optimizer.learning_rate=0.1, seed=0]"] == ["metrics", "model"]
+    assert "accuracy" not in found and "best" in found["evaluate/plain[optimizer.learning_rate=0.1, seed=0]"]
+
+
+def test_hooks_change_what_is_read_and_made_and_their_code_is_in_the_key(brief):
+    config = STUDY | {"hooks": {"evaluate": {"after": ["steps:doubled"]}}}
+    since = len(_lines(brief))
+    assert _run(brief, config, "--plugin", "steps").exit_code == 0
+    assert _started(brief, since) == {"evaluate": 8}
+    for found in _evaluations(brief).values():
+        assert found["last"]["twice"] == 2 * found["last"]["accuracy"]
+    _plugin(brief, "def same(values):\n    return values\n", "changing")
+    config = STUDY | {"hooks": {"score": {"before": "changing:same"}}}
+    assert _run(brief, config, "--plugin", "changing").exit_code == 0
+    since = len(_lines(brief))
+    _plugin(brief, "# a remark\ndef same(values):\n    'Words.'\n    return values\n", "changing")
+    assert _run(brief, config, "--plugin", "changing").exit_code == 0
+    assert _started(brief, since) == {}
+    _plugin(brief, "def same(values):\n    return {**values}\n", "changing")
+    assert _run(brief, config, "--plugin", "changing").exit_code == 0
+    assert _started(brief, since) == {"score": 2, "train": 4, "evaluate": 4}
+
+
+def _study(**changes: Any) -> dict[str, Any]:
+    """A study of two rates and one seed without noise, with changes."""
+    config = {**copy.deepcopy(STUDY), "members": {"seed": [0]}, **changes}
+    config["training"] = STUDY["training"] | changes.get("training", {})
+    return {key: value for key, value in config.items() if value is not None}
+
+
+NET = """\
+from torch import nn
+from fcurr import models
+from fcurr.types import Classes, Model, Shape
+
+def net(*, features: Shape, classes: Classes) -> Model:
+    planes, height, width = features
+    def build():
+        layers = [nn.Conv2d(planes, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(4 * height * width, classes))
+    return models.from_module(build=build)
+"""
+META = {
+    "model": {"fn": "layered:net"},
+    "clean": {"fn": "balanced", "size": 20},
+    "reweighting": {"fn": "meta_weight_net", "hidden": 8, "warm_up": 5},
+    "arms": {"one": {}, "focal": {"weighting": "focal"}},
+    "sweep": {"optimizer.learning_rate": [0.1, 0.03]},
+}
+CASES = {
+    "an order by a score, a random order, and several paces": _study(
+        sweep={"curriculum.pace.initial_size": [0.2, 0.5], "optimizer.learning_rate": [0.1, 0.05]}
+    ),
+    "weightings in closed form": _study(
+        arms={
+            "focal": {"weighting": {"fn": "focal", "gamma": 1.0}},
+            "superloss": {"weighting": {"fn": "superloss", "threshold": 2.3}},
+        }
+    ),
+    "Meta-Weight-Net with controls, BatchNorm and dropout": _study(**META),
+    "epochs, long tail, class weights, dropout": _study(
+        model={"fn": "layered:net"},
+        loss="balanced_cross_entropy",
+        imbalance={"fn": "long_tail", "ratio": 5.0},
+        training={"clock": "epoch", "total_iterations": 2, "batch_size": 64, "evaluate_every": 1, "save_every": 1},
+    ),
+    "a regression": _study(
+        data="diabetes",
+        split={"fn": "shuffled", "validation": 0.2, "test": 0.2},
+        noise=None,
+        scaling="standard",
+        optimizer={"fn": "adam", "learning_rate": 0.01},
+        metrics=["r2", "mean_absolute_error"],
+        score={"fn": "cross_validated_loss", "folds": 2},
+    ),
+    "a sweep of what cannot be one program": _study(sweep={"model.hidden": [[4], [8, 4]], "split.test": [0.1, 0.2]}),
+}
+
+
+def _trainings(folder: Path, config: dict[str, Any]) -> list[Command]:
+    """The trainings of a study."""
+    table, _ = configs.load(written(folder, config), [], ["layered"])
+    here = studying.opened(table, ["layered"], folder / "runs", folder)
+    return [command for command in here.schedule.commands.values() if command.function == "train"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_training_of_a_study_finds_what_the_same_config_finds_alone(case, tmp_path):
+    _plugin(tmp_path, NET, "layered")
+    result = _run(tmp_path, CASES[case], "--plugin", "layered")
+    assert result.exit_code == 0, result.stderr
+    found = _evaluations(tmp_path)
+    trainings = _trainings(tmp_path, CASES[case])
+    assert {train.name.replace("train/", "evaluate/") for train in trainings} >= found.keys() and len(found) >= 4
+    for number, train in enumerate(trainings):
+        folder = tmp_path / "alone" / str(number)
+        config = {**train.config, "name": str(number), "controls": False}
+        assert execute.execute(configs.read(config, ["layered"]), folder, {"layered": ""})
+        (one,) = json.loads((folder / "results.json").read_text())["members"]
+        own = found.get(train.name.replace("train/", "evaluate/"))
+        if own is None:  # the same as another: a random order has no pace
+            continue
+        assert own["iterations"] == one["iterations"] and own["best_iteration"] == one["best_iteration"]
+        for which in ("last", "best"):
+            print(train.name, which, {k: own[which][k] - one[which][k] for k in own[which]})
+            assert own[which] == pytest.approx({key: one[which][key] for key in own[which]}, rel=1e-6, abs=1e-6)

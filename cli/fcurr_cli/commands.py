@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from fcurr_cli import studies
 from fcurr_cli.errors import fail, messages
 
 ALONE = studies.How()
-SHARES = ("accuracy", "balanced_accuracy", "top_accuracy", "exact_match")  # shown in %
 
 
 def run(
@@ -55,9 +54,9 @@ def run(
 def resume(folder: Path, changes: Sequence[str], plugins: Sequence[str]) -> None:
     with messages():
         from fcurr.errors import BadInput
-        from fcurr.io import configs, store
+        from fcurr.io import configs, journal, store
 
-        if not (folder / store.IDENTITY).exists():
+        if not any((folder / name).exists() for name in (store.IDENTITY, journal.JOURNAL)):
             raise BadInput(f"{folder} is not the folder of a run: it has no {store.IDENTITY}")
         name = folder.resolve().name
         configs.beside(Path.cwd(), plugins)
@@ -73,7 +72,7 @@ def export(folder: Path, to: Path, member: int | None, last: bool, plugins: Sequ
         if to.suffix == ".safetensors":
             using.write_weights(to, found)
         elif to.suffix == ".onnx":
-            using.write_onnx(to, found, _prepared(folder, plugins))
+            using.write_onnx(to, found, _prepared(folder, found.member, plugins))
         else:
             raise BadInput(f"{to} is neither .safetensors nor .onnx")
         print(f"{to}: member {found.member} of {folder}, step {found.iteration}")
@@ -86,24 +85,25 @@ def predict(folder: Path, samples: Path, to: Path, member: int | None, last: boo
 
         if to.suffix not in (".csv", ".parquet"):
             raise BadInput(f"{to} is neither .csv nor .parquet")
-        found, config = using.weights(folder, member, "last" if last else "best"), using.config(folder)
-        prepared = _prepared(folder, plugins)
+        found = using.weights(folder, member, "last" if last else "best")
+        config, prepared = using.config(folder, found.member), _prepared(folder, found.member, plugins)
         columns = using.predict(found, prepared, samples, using.features(config.get("data")), chunk=4096)
         using.write_predictions(to, columns)
         print(f"{to}: member {found.member} of {folder}, step {found.iteration}")
 
 
-def _prepared(folder: Path, plugins: Sequence[str]):
+def _prepared(folder: Path, member: int, plugins: Sequence[str]):
     """The data and the model of a run."""
     from fcurr.io import configs, runner, using
 
     configs.beside(Path.cwd(), plugins)
-    return runner.load(configs.read(using.config(folder), plugins))
+    return runner.load(configs.read(using.config(folder, member), plugins))
 
 
 def show(folder: Path) -> None:
     """The results of a finished run, on stdout."""
     from fcurr.io import store
+    from fcurr.study.words import SHARES
 
     found = store.read_json(folder / store.RESULTS)
     share = found["metric"] in SHARES
@@ -148,6 +148,42 @@ def check(config: Path, changes: Sequence[str], plugins: Sequence[str], out: Pat
             raise configs.located(wrong, source) from None
         print(f"{config} is right. It would")
         print("\n".join(f"  {line}" for line in lines))
+
+
+def find(
+    what: str,
+    config: Path,
+    changes: Sequence[str],
+    plugins: Sequence[str],
+    asked: Mapping[str, float | None],
+    as_json: bool,
+) -> None:
+    """`asked` are the options, None where they are not given; those of other things to find are refused."""
+    with messages():
+        from fcurr.errors import BadInput
+        from fcurr.io import configs, finding
+        from fcurr.study import units
+        from fcurr.study.near import near
+
+        finders = {"learning_rate": finding.learning_rate, "batch_size": finding.batch_size}
+        if what not in finders:
+            raise BadInput(f"there is nothing to find a {what} by{near(what, finders)}; there are {', '.join(finders)}")
+        hints, fixed = units.hints(finders[what]), {}
+        for name, value in asked.items():
+            if value is not None and name not in hints:
+                own = ", ".join(f"--{key}" for key in asked if key in hints)
+                raise BadInput(f"--{name} is not an option of {what}, which takes {own}")
+            if value is not None:
+                try:
+                    fixed[name] = units.checked(value, hints[name], "")
+                except BadInput as wrong:
+                    raise BadInput(f"--{name}: {wrong}") from None
+        table, source = configs.load(config, changes, plugins)
+        try:
+            found = finders[what](table, plugins, **fixed)
+        except configs.BadInput as wrong:
+            raise configs.located(wrong, source) from None
+        print(json.dumps(found.table, indent=1) if as_json else "\n".join(found.lines))
 
 
 def ls(role: str | None) -> None:

@@ -209,12 +209,27 @@ def find(
     config: Config,
     changes: Changes = None,
     plugin: Plugins = None,
+    low: Annotated[float | None, typer.Option("--low", help="Of learning_rate: the first rate; 1e-6.")] = None,
+    high: Annotated[float | None, typer.Option("--high", help="Of learning_rate: the last rate; 10.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", help="Of learning_rate: the steps from low to high; 200.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", metavar="BYTES", help="Of batch_size: memory it may take; what is free, or half of it."
+        ),
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--most", metavar="SAMPLES", help="Of batch_size: the largest that is tried.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find a learning rate by a range test, or a batch size by memory, speed and gradient noise; touch nothing."""
-    from fcurr_cli import studies
+    from fcurr_cli import commands
 
-    studies.find(what, config, changes or [], plugin or [], as_json)
+    asked = {"low": low, "high": high, "iterations": iterations, "limit": limit, "most": most}
+    commands.find(what, config, changes or [], plugin or [], asked, as_json)
 
 
 @app.command()

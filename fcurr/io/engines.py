@@ -4,13 +4,14 @@
 in engine_submitit.py and engine_ray.py; all of them run `performing.perform`, and what they share is the store.
 """
 
-import contextlib
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -46,9 +47,10 @@ class Engine(NamedTuple):
 
 
 ENGINES = ("local", "inline", "submitit", "ray")
+BELL = ".bell-"
 
 
-def named(name: str, jobs: int, options: Mapping[str, Any] = {}) -> Engine:  # noqa: B006
+def named(name: str, jobs: int, options: Mapping[str, Any] = {}) -> Engine:
     """The engine of a name, with so many workers. BadInput for a name or an option that there is not, and for what an
     engine needs and does not find."""
     if name not in ENGINES:
@@ -78,7 +80,7 @@ def inline() -> Engine:
 def local(jobs: int) -> Engine:
     """In `jobs` processes of this machine, which live as long as the study."""
     context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // jobs)
+    each = threads(jobs)
     pools: list[ProcessPoolExecutor | None] = [None] * jobs
     busy: dict[Future[Any], int] = {}
     stopping = False
@@ -88,7 +90,7 @@ def local(jobs: int) -> Engine:
         if pool is None:
             pool = pools[slot] = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
         with signals.undisturbed():
-            return pool.submit(_work, job, place._replace(threads=place.threads or threads))
+            return pool.submit(_work, job, place._replace(threads=place.threads or each))
 
     def start(job: Job, place: Place) -> Future[Any]:
         slot = next(slot for slot in range(jobs) if slot not in busy.values())
@@ -115,16 +117,19 @@ def local(jobs: int) -> Engine:
 
     def close(stop: bool) -> None:
         nonlocal stopping
-        if not stopping:
-            stopping = True
-            for slot in busy.values():
-                for process in list((getattr(pools[slot], "_processes", None) or {}).values()):
-                    process.terminate()
-        if not stop:
-            for pool in pools:
-                _shut(pool)
+        for slot in busy.values():
+            for process in list((getattr(pools[slot], "_processes", None) or {}).values()):
+                (process.kill if stopping else process.terminate)()  # asked a second time, they end at once
+        stopping = True
+        for pool in [] if stop else pools:
+            _shut(pool)
 
     return Engine(jobs, start, ended, close)
+
+
+def threads(jobs: int) -> int:
+    """How many threads each of so many workers of this machine has, so that together they have as many as torch."""
+    return max(1, torch.get_num_threads() // jobs)
 
 
 def _shut(pool: ProcessPoolExecutor | None) -> None:
@@ -179,34 +184,36 @@ class Away(NamedTuple):
     """What a worker that is elsewhere needs to know, beside its program and place."""
 
     here: Path  # where the study was begun: relative paths of a config are from there
-    stop: Path  # a folder: it is asked to stop from when there is something in it
+    bell: Path  # a folder: it is asked to stop when something is in it
 
 
-def away(place: Place, stop: Path) -> tuple[Place, Away]:
+def away(place: Place, bell: Path) -> tuple[Place, Away]:
     """The same place, for somebody elsewhere who shares its folders."""
-    search = str(Path(place.search).resolve()) if place.search else ""
     whole = {name: getattr(place, name).resolve() for name in ("study", "store", "beside")}
-    return place._replace(**whole, search=search), Away(Path.cwd(), stop.resolve())
+    search = str(Path(place.search).resolve()) if place.search else ""
+    return place._replace(**whole, search=search), Away(Path.cwd(), bell.resolve())
 
 
-def performed_away(job: Job, place: Place, from_: Away) -> Ended | Exception:
+def performed_away(job: Job, place: Place, begun: Away) -> Ended | Exception:
     """What `performed` gives, of a worker that is elsewhere."""
-    if from_.here.is_dir():
-        os.chdir(from_.here)
-    with signals.heeding(signals.told_in(from_.stop)):
+    if begun.here.is_dir():
+        os.chdir(begun.here)
+    with signals.heeding(signals.told_in(begun.bell)):
         return performed(job, place)
 
 
-class Bell(NamedTuple):
-    """A folder that workers elsewhere look into."""
-
-    folder: Path
-
-    def ring(self) -> None:
-        """All who listen are asked to stop."""
-        (self.folder / "stop").touch()
+def hung(study: Path) -> Path:
+    """A bell for workers elsewhere, in the study's folder. Those of a conductor that is gone lose theirs, and stop."""
+    for left in study.glob(f"{BELL}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=BELL, dir=study))
 
 
-@contextlib.contextmanager
-def bell(study: Path) -> Iterator[Bell]:
-    yield Bell(study)
+def ring(bell: Path) -> None:
+    """Asks all to stop that hear this bell."""
+    (bell / "stop").touch()
+
+
+def take_down(bell: Path) -> None:
+    """Whoever still listens stops as well."""
+    shutil.rmtree(bell, ignore_errors=True)

@@ -6,9 +6,10 @@ import statistics
 import time
 from collections.abc import Collection, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from fcurr import finding, rng, tree
@@ -24,8 +25,9 @@ from fcurr.study.prepare import Prepared
 from fcurr.study.program import chosen, train_program
 from fcurr.study.sections import SECTIONS
 from fcurr.training import TrainState
-from fcurr.types import Batch, Decay, Iterations, Params, Positive, Samples
+from fcurr.types import Batch, Decay, Iterations, Params, Positive, Samples, Unit
 
+Bytes = Annotated[int, Ge(1), Lt(2**63), Unit("number of bytes")]
 FINDING = 3  # a stream of a run's seed that is not a component's own
 LONG, FEW, LOOKED = 0.3, 3, 50  # seconds, and steps, that are timed at least and at most
 SMALL, PARTS, DRAWS = 16, 32, 10  # small batches of the noise scale, how many a large one has, how many of these
@@ -86,7 +88,7 @@ def batch_size(
     config: Mapping[str, Any],
     plugins: Collection[str] = (),
     *,
-    limit: Samples | None = None,
+    limit: Bytes | None = None,
     most: Samples | None = None,
     warm: Iterations = 100,
 ) -> Found:

@@ -3,6 +3,7 @@ what is not finite."""
 
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -57,10 +58,12 @@ class Watch(NamedTuple):
     writes: bool  # whether this process is the one that writes
     fetch: Fetch
     observers: Observers = watching.NOBODY
+    clock: Callable[[], float] = time.monotonic  # seconds
 
 
 Look = Callable[[Journey, Tensor], Journey]  # a journey at an evaluation, the members that are due -> the journey after
 LOOK_EVERY = 32  # steps after which an accelerator is asked whether a loss is finite
+SAVED_AFTER = 1800.0  # seconds without a checkpoint after which one is written, whatever `save_every` says
 TIRED = 100  # setbacks in a row after which a run that rewinds gives up
 
 
@@ -75,11 +78,12 @@ def travel(program: Program, here: list[Journey], watch: Watch, look: Look = lam
     done, length = int(here[0].run.iteration), fold.length(here[0].run)
     if done >= length:
         return here.pop()
+    saved = [watch.clock()]
     bar = progress.bar(watch.label, length, done) if watch.writes else progress.nothing()
     with checkpoint.shelf(watch.folder) as shelf, bar as tick:
         watching.tell(watch.observers, here[0], here[0], Event("begin", done))
         while int(here[0].run.iteration) < fold.length(here[0].run):
-            anchor = _leg(program, here, anchor, watch, look, shelf, tick)
+            anchor = _leg(program, here, anchor, watch, look, shelf, tick, saved)
         watching.tell(watch.observers, here[0], here[0], Event("end", int(here[0].run.iteration)))
     return here.pop()
 
@@ -92,9 +96,10 @@ def _leg(
     look: Look,
     shelf: Shelf,
     tick: progress.Tick,
+    saved: list[float],
 ) -> Journey | None:
     """From where the journey is `at` until an evaluation, a setback or the end changes something; and what to rewind to
-    then."""
+    then. `saved` is when the last checkpoint was written."""
     here, record = [at[0].run], at[0].record
     length, ends = fold.length(here[0]), set(here[0].last.tolist())
     longest = (here[0].last == length).nonzero().flatten().tolist()
@@ -123,7 +128,13 @@ def _leg(
         stop = watch.asked()
         slow, slower = ([min(times[member] for member in longest)] for times in (clock, was))
         due_now = done == length or _crossed(slow, slower, watch.save_every)
+        if watch.writes and not (stop or due_now) and watch.clock() - saved[0] >= SAVED_AFTER:
+            saved[0] = watch.clock()
+            if not _odd(here[0].train).keys() - odd:
+                watch.settle()
+                shelf.write(Journey(here[0], record), done, stopped=True)
         if stop or due_now:
+            saved[0] = watch.clock()
             if watch.on_nonfinite != "skip":
                 for name, leaf in _odd(here[0].train).items():
                     if name not in odd and not _fine(leaf := _going(here[0], leaf)):

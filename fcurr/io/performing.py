@@ -18,8 +18,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from fcurr.errors import BadInput
-from fcurr.io import artefacts, configs, environment, files, journal, routines, signals
+from fcurr.errors import BadInput, Halt
+from fcurr.io import artefacts, configs, environment, files, journal, progress, routines, signals
 from fcurr.io.artefacts import Record
 from fcurr.io.journey import Stopped
 from fcurr.io.routines import Here, Lost, Outputs, Prune, Pruned, Work
@@ -118,6 +118,7 @@ def _together(due: list[Command], place: Place, folder: Path) -> list[Failed]:
             raise
         if len(due) == 1:
             return [_fail(place, due[0], wrong)]
+        progress.say(f"{len(due)} commands as one program: {_line(wrong)}; they are performed one by one")
         over = {one.key for one in failed}
         rest = [c for c in due if c.key not in over and artefacts.record(place.store, c.key) is None]
         failed += [one for command in rest for one in _together([command], place, folder / command.key)]
@@ -248,14 +249,20 @@ def give_up(commands: Sequence[Command], place: Place, reason: str) -> list[Fail
 
 def _fail(place: Place, command: Command, wrong: BaseException) -> Failed:
     """Notes why a command failed, in a line, and in full in a file."""
-    line = str(wrong) if isinstance(wrong, BadInput) else f"{type(wrong).__name__}: {str(wrong).strip()}"
-    line = next((part.strip() for part in line.splitlines() if part.strip(" :")), type(wrong).__name__)
-    if isinstance(wrong, BadInput) and wrong.where and wrong.where not in line:
-        line = f"{wrong.where}: {line}"
+    line = _line(wrong)
     (place.study / FAILURES).mkdir(exist_ok=True)
     files.write(place.study / FAILURES / f"{command.key}.txt", "".join(traceback.format_exception(wrong)))
     _note(place, [command], "failed", error=line)
     return Failed(command.key, line)
+
+
+def _line(wrong: BaseException) -> str:
+    """What went wrong, in a line."""
+    line = str(wrong) if isinstance(wrong, BadInput | Halt) else f"{type(wrong).__name__}: {str(wrong).strip()}"
+    line = next((part.strip() for part in line.splitlines() if part.strip(" :")), type(wrong).__name__)
+    if isinstance(wrong, BadInput) and wrong.where and wrong.where not in line:
+        line = f"{wrong.where}: {line}"
+    return line
 
 
 def _note(place: Place, commands: Sequence[Command], event: str, **facts: Any) -> None:

@@ -124,7 +124,7 @@ def histogram(
         if mixed:
             axes.legend(frameon=False, handlelength=1.2)
         axes.set_xlabel(along)
-        return _svg(figure, meaning)
+        return svg(figure, meaning)
 
 
 def dots(
@@ -164,7 +164,7 @@ def dots(
             axes.legend(frameon=False, handletextpad=0.1, borderpad=0.1, **above)
         axes.set_ylim(0, None)
         axes.set_xlabel(along)
-        return _svg(figure, title)
+        return svg(figure, title)
 
 
 def some(places: ndarray) -> ndarray:
@@ -222,7 +222,7 @@ def _lines(lines: list[Line], end: int, *, title: str, limits=None, log=False, s
         axes.xaxis.set_major_locator(MaxNLocator(4 if end < 1e5 else 2, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlabel("iterations")
         _names(axes, lines)
-        return _svg(figure, title)
+        return svg(figure, title)
 
 
 def _names(axes: Axes, lines: Sequence[Line]) -> None:
@@ -249,7 +249,7 @@ def apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     return places
 
 
-def _svg(figure: Figure, meaning: str) -> str:
+def svg(figure: Figure, meaning: str) -> str:
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
         axis.set_major_formatter("{x:,.10g}")
     file = StringIO()

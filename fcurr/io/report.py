@@ -15,9 +15,8 @@ from numpy import ndarray
 
 from fcurr.io import plots, weights
 from fcurr.io.weights import Weighted
+from fcurr.study.words import REFERENCES, SHARES
 
-REFERENCES = ("plain", "random")  # arms without an order of difficulty: what the others have to beat
-SHARES = ("accuracy", "balanced_accuracy", "top_accuracy", "exact_match")  # metrics that are shown in %
 CLASSES, MATRICES = 30, 4  # confusions of more classes, or of more arms, are not drawn
 Row = dict[str, Any]  # "arm", "last_mean", "last_std", "best_mean", "best_std", "seeds"; nan where nothing is known
 

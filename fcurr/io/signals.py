@@ -51,19 +51,17 @@ def heeding(asked: Asked) -> Iterator[None]:
 
 
 def told_in(folder: Path) -> Asked:
-    """SIGTERM from when there is something in a folder, or no folder any more: how one is asked who is on another
-    machine. Listing it, unlike looking for a file, makes a network file system ask its server."""
+    """SIGTERM from when there is something in a folder, or no such folder any more: how somebody on another machine is
+    asked. Listing a folder, unlike looking for a file, makes a network file system ask its server."""
     looked, found = -LOOK_EVERY, 0
 
     def asked() -> int:
         nonlocal looked, found
         if not found and time.monotonic() - looked >= LOOK_EVERY:
             looked = time.monotonic()
-            try:
-                found = signal.SIGTERM if any(folder.iterdir()) else 0
-            except FileNotFoundError:
-                found = signal.SIGTERM
-        return int(found)
+            with contextlib.suppress(OSError):  # of a server that is away for a moment
+                found = int(signal.SIGTERM) if not folder.is_dir() or any(folder.iterdir()) else 0
+        return found
 
     return asked
 

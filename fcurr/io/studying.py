@@ -17,6 +17,7 @@ from fcurr.io.conducting import Outcome
 from fcurr.io.engines import Engine
 from fcurr.io.performing import Place
 from fcurr.study import outlook, planning, program, sections
+from fcurr.study.bind import find
 from fcurr.study.config import read
 from fcurr.study.near import near
 from fcurr.study.outlook import RUNS, Known, State
@@ -50,6 +51,11 @@ def opened(config: dict[str, Any], plugins: Sequence[str], out: Path, beside: Pa
         raise BadInput(f"{out / STORE} is where studies keep what they made: no run and no study can have this name")
     if (out / STORE).exists() and not (out / STORE).is_dir():
         raise BadInput(f"{out / STORE} is a file, and studies keep what they make in a folder of this name")
+    for name, own in study.commands.items():
+        find(own.function, None, f"commands.{name}.function", plugins)
+    for moment, functions in study.hooks.items():
+        for function in functions:
+            find(function, None, f"hooks.{moment}", plugins)
     found = facts.gathered(config, plugins)
     trials = {}
     if sections.searched(study):
@@ -82,7 +88,8 @@ def tried(here: Opened) -> None:
         if command.function == "train":
             kinds.setdefault(command.together or command.key, command)
     for command in list(kinds.values())[:TRIED]:
-        config = {key: value for key, value in command.config.items() if key != "among"}
+        later = ("among", *(("start",) if "start" in command.inputs else ()))  # what is not there yet
+        config = {key: value for key, value in command.config.items() if key not in later}
         experiment = read(config, here.place.plugins)
         program.plan(experiment, runner.load(experiment))
 
@@ -216,7 +223,8 @@ def _lasting(seconds: float, unknown: int, pending: int) -> str:
 
 
 def _written(schedule: Schedule, found: Facts) -> dict[str, Any]:
-    commands = [command._replace(config={})._asdict() for command in schedule.commands.values()]
+    kept = (c if c.function == "train" else c._replace(config={}) for c in schedule.commands.values())
+    commands = [command._asdict() for command in kept]
     return {"code": found.code, "commands": commands}
 
 

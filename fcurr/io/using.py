@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fcurr import evaluating, joint
 from fcurr.errors import BadInput
-from fcurr.io import checkpoint, files, predictions, store, toml, unlabelled
+from fcurr.io import artefacts, checkpoint, files, journal, predictions, store, toml, unlabelled
 from fcurr.study.prepare import Prepared
 from fcurr.types import Dataset, Model, Params
 
@@ -29,9 +29,11 @@ class Weights(NamedTuple):
 def weights(folder: Path, member: int | None, which: Which) -> Weights:
     """From the newest checkpoint of a run that can be read. The member that the tracked metric says is best, unless
     one is asked for."""
-    tensors, path = _newest(folder)
     if member is None:
         member = _best(folder)
+    if (folder / journal.JOURNAL).exists():
+        return _of_study(folder, member, which)
+    tensors, path = _newest(folder)
     count = len(tensors["state.run.last"])
     if not 0 <= member < count:
         raise BadInput(f"there is no member {member}: {folder} has 0 to {count - 1}")
@@ -45,6 +47,34 @@ def weights(folder: Path, member: int | None, which: Which) -> Weights:
         raise BadInput(f"{path} holds no weights")
     when = "state.record.iteration" if which == "best" else "state.run.train.iteration"
     return Weights(found, member, int(tensors[when][member]))
+
+
+def _of_study(folder: Path, member: int, which: Which) -> Weights:
+    """From the store of a study that has come to its end; members are numbered as in its results."""
+    command = _training(folder, member)
+    store_of = folder.parent / "store"
+    record = artefacts.record(store_of, command["key"])
+    if record is None:
+        raise BadInput(f"{store_of} does not hold {command['name']} any more")
+    model = artefacts.get(store_of, record.outputs["model"])
+    found = {name.partition(".")[2]: leaf for name, leaf in model.items() if name.startswith(f"{which}.")}
+    return Weights(found, member, int(model["best iteration" if which == "best" else "iterations"]))
+
+
+def _training(folder: Path, member: int) -> dict[str, Any]:
+    """The command that trained a member of a study."""
+    if not (folder / store.RESULTS).exists():
+        raise BadInput(f"{folder} is a study without results: it has not come to its end")
+    members = store.read_json(folder / store.RESULTS)["members"]
+    if not 0 <= member < len(members):
+        raise BadInput(f"there is no member {member}: {folder} has 0 to {len(members) - 1}")
+    numbers = ("member", "iterations", "best_iteration", "last", "best")
+    label = {key: value for key, value in members[member].items() if key not in numbers}
+    commands = store.read_json(folder / "schedule.json")["commands"]
+    for command in commands:
+        if command["function"] == "train" and command["label"] == label:
+            return command
+    raise BadInput(f"{folder} was planned anew since it came to its end: run it again")
 
 
 def _newest(folder: Path) -> tuple[dict[str, Tensor], Path]:
@@ -154,8 +184,16 @@ def write_predictions(path: Path, columns: dict[str, list[Any]]) -> None:
         pyarrow.csv.write_csv(pyarrow.table(flat), temporary)
 
 
-def config(folder: Path) -> dict[str, Any]:
-    """The config of a run, as it was run."""
+def config(folder: Path, member: int) -> dict[str, Any]:
+    """The config of a run, as it was run; of a study, that of a member."""
+    if (folder / journal.JOURNAL).exists():
+        command = _training(folder, member)
+        own = command["config"]
+        if "among" in own:
+            record = artefacts.record(folder.parent / "store", command["reads"]["choice"][0])
+            assert record is not None
+            own = own["among"][artefacts.get(folder.parent / "store", record.outputs["choice"])["point"]]["config"]
+        return {key: value for key, value in own.items() if key not in ("start", "among")}
     if not (folder / store.CONFIG).exists() or not (folder / store.IDENTITY).exists():
         raise BadInput(f"{folder} is not the folder of a run: it has no {store.CONFIG}")
     return toml.read(folder / store.CONFIG)[0]

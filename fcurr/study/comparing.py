@@ -16,34 +16,15 @@ from numpy import ndarray
 from scipy import stats
 
 from fcurr.errors import BadInput
+from fcurr.study.grouping import Grouping, Result, Which, groups, in_order, same
 from fcurr.study.near import near
+from fcurr.study.words import REFERENCES, label, listed, shown, words
 
-REPEATS = ("seed", "split.fold", "split.inner_fold")
-REFERENCES = ("plain", "random")  # values of groups without an order of difficulty: what the others have to beat
-BARE = ("run", "arm")  # keys whose values say what they are
 CONFIDENCE, RESAMPLES = 0.95, 9999
-LISTED = 12  # the most names in a message
 AGGREGATES = {"mean": np.mean, "median": np.median, "max": np.max, "min": np.min}
 Aggregate = Literal["mean", "median", "max", "min"]
-Which = Literal["last", "best"]  # parameters after the last step, or at the evaluation that validation chose
 Repeat = tuple[str, ...]  # the values of the repeats' keys, in words
 Curve = tuple[ndarray, ndarray]  # iterations [evaluation], values [evaluation, member]
-
-
-class Result(NamedTuple):
-    """What one member reached."""
-
-    place: tuple[int, int]  # of its run, and of the member in it
-    keys: dict[str, Any]  # "run", "arm", dotted axes; members need not have the same ones
-    numbers: Mapping[Which, Mapping[str, float | None]]  # of the test samples, by metric
-
-
-class Grouping(NamedTuple):
-    """Which keys do what. Each key that varies is in one of the three."""
-
-    by: tuple[str, ...]
-    over: tuple[str, ...]
-    repeats: tuple[str, ...]
 
 
 class Interval(NamedTuple):
@@ -73,135 +54,6 @@ class Table(NamedTuple):
     higher: bool  # is better
     rows: list[Row]
     notes: list[str]  # what a reader of the numbers has to know
-
-
-def shown(value: Any) -> str:
-    """A value of a key, in words: root(power=2). Values that read alike are the same."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    if isinstance(value, Mapping):
-        fixed = ", ".join(f"{key}={shown(value[key])}" for key in sorted(value) if key != "fn")
-        return f"{value.get('fn', '')}({fixed})" if fixed or "fn" not in value else str(value["fn"])
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
-    return str(value)
-
-
-def label(keys: Mapping[str, Any]) -> str:
-    """A group's name: "plain, optimizer.learning_rate = 0.1"."""
-    there = {key: shown(value) for key, value in keys.items() if value not in (None, "")}
-    return ", ".join(text if key in BARE else f"{key} = {text}" for key, text in there.items()) or "all"
-
-
-def short(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of groups for a figure, no longer than tells them apart: "root, easy_first, learning_rate = 0.1". Of a
-    component its name, if no other component of the key has it; the arm, where nothing else is known or needed."""
-    forms = {key: {shown(row[key]): row[key] for row in rows} for key in rows[0]}
-    bare = {key: [_head(value) for value in forms[key].values()] for key in forms}
-    parts = []
-    for row in rows:
-        own = {}
-        for key, value in row.items():
-            if value not in (None, ""):
-                text = head if bare[key].count(head := _head(value)) == 1 else shown(value)
-                word = key in BARE or isinstance(value, str | Mapping)
-                own[key] = text if word else f"{key.rpartition('.')[2]} = {text}"
-        parts.append(own)
-    spare = [", ".join(own[key] for key in own if key != "arm") or ", ".join(own.values()) for own in parts]
-    named = [", ".join(own.values()) for own in parts]
-    for found in (spare, named):
-        if len(set(found)) == len(found) and all(found):
-            return found
-    return [label(row) for row in rows]
-
-
-def _head(value: Any) -> str:
-    return str(value["fn"]) if isinstance(value, Mapping) and "fn" in value else shown(value)
-
-
-def in_order(results: Iterable[Result]) -> list[Result]:
-    """As the runs have them, however they come."""
-    return sorted(results, key=lambda result: result.place)
-
-
-def names(results: Sequence[Result]) -> list[str]:
-    """The keys there are: the run, the arm, then the axes."""
-    found = dict.fromkeys(key for result in in_order(results) for key in result.keys)
-    return [key for key in BARE if key in found] + [key for key in found if key not in BARE]
-
-
-def levels(results: Sequence[Result], key: str) -> dict[str, Any]:
-    """In words -> value, of a key; numbers by size, else as they come. A member without the key counts as None."""
-    found = {shown(value): value for value in (result.keys.get(key) for result in in_order(results))}
-    there = [value for value in found.values() if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
-        return dict(sorted(found.items(), key=lambda pair: (pair[1] is not None, pair[1] or 0)))
-    return found
-
-
-def same(text: str, value: Any) -> bool:
-    """Whether a value is what somebody wrote."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return value is not None and text == shown(value)
-
-
-def kept(results: Sequence[Result], where: Sequence[str]) -> list[Result]:
-    """The members that fit `key=value`: any of the values of a key, for all keys."""
-    wanted: dict[str, list[str]] = {}
-    for condition in where:
-        key, equals, text = condition.partition("=")
-        if not equals:
-            raise BadInput(f"`{condition}` is not KEY=VALUE, such as arm=plain")
-        _known(results, key, "to choose members by")
-        there = [word for word, value in levels(results, key).items() if value is not None]
-        if not any(same(text, result.keys.get(key)) for result in results):
-            raise BadInput(f"no member has {key}={text}{near(text, there)}; {key} is {listed(there, 'or')}")
-        wanted.setdefault(key, []).append(text)
-    found = [r for r in results if all(any(same(t, r.keys.get(k)) for t in texts) for k, texts in wanted.items())]
-    if not found:
-        raise BadInput(f"no member has {' and '.join(where)}")
-    return found
-
-
-def grouping(
-    results: Sequence[Result],
-    *,
-    by: Sequence[str] = (),
-    over: Sequence[str] = (),
-    repeats: Sequence[str] = REPEATS,
-) -> Grouping:
-    """What each key does. If `by` does not say, groups are made by all keys that vary, but for `over` and repeats."""
-    for keys, purpose in ((by, "group by"), (over, "aggregate over")):
-        for key in keys:
-            _known(results, key, f"to {purpose}")
-    if both := [key for key in by if key in over]:
-        raise BadInput(f"`{both[0]}` is to be grouped by and aggregated over: it can be one of them")
-    if tuple(repeats) != REPEATS:
-        for key in repeats:
-            _known(results, key, "that repeats a group")
-    varying = [key for key in names(results) if len(levels(results, key)) > 1]
-    again = tuple(key for key in names(results) if key in repeats and key not in (*by, *over))
-    free = [key for key in varying if key not in over and key not in again]
-    groups = tuple(dict.fromkeys(by)) or tuple(free) or ("arm",)
-    return Grouping(groups, tuple(key for key in varying if key not in groups and key not in again), again)
-
-
-def groups(results: Sequence[Result], by: Sequence[str]) -> list[tuple[dict[str, Any], list[Result]]]:
-    """Keys and members of each group, in the order of the keys' values."""
-    order = [{word: at for at, word in enumerate(levels(results, key))} for key in by]
-    found: dict[tuple[int, ...], list[Result]] = {}
-    for result in in_order(results):
-        place = tuple(at[shown(result.keys.get(key))] for key, at in zip(by, order, strict=True))
-        found.setdefault(place, []).append(result)
-    return [({key: found[place][0].keys.get(key) for key in by}, found[place]) for place in sorted(found)]
 
 
 def repeated(
@@ -251,15 +103,21 @@ def ranks(columns: Sequence[Mapping[Repeat, float]], higher: bool) -> list[float
 
 def references(rows: Sequence[Mapping[str, Any]], against: Sequence[str] = ()) -> list[int | None]:
     """The row that each row (its keys) is compared with. `against` says which can be: key=value, or a value, or a whole
-    name. If one row is that, it serves all; if several, each row takes the one with which it shares all other keys, or
-    none."""
+    name; else it is plain or random training, and where there is neither, nothing is compared. If one row is that, it
+    serves all; if several, each row takes the one with which it shares all other keys, or none. A key that the wanted
+    ones tell, as an arm tells its weighting, is no other key."""
     wanted = _wanted(rows, against)
+    if not wanted:
+        return [None] * len(rows)
     fitting = [at for at, keys in enumerate(rows) if all(shown(keys[key]) == text for key, text in wanted.items())]
     if len(fitting) == 1:
         return [fitting[0]] * len(rows)
     if not fitting:
         raise BadInput(f"there is no group {', '.join(against)} to compare with; there are {listed(map(label, rows))}")
-    rest = [tuple(shown(value) for key, value in keys.items() if key not in wanted) for keys in rows]
+    tell = [tuple(shown(keys[key]) for key in wanted) for keys in rows]
+    pairs = {key: {(told, shown(keys[key])) for told, keys in zip(tell, rows, strict=True)} for key in rows[0]}
+    other = [key for key, known in pairs.items() if len(known) > len(set(tell))]
+    rest = [tuple(shown(keys[key]) for key in other) for keys in rows]
     counterparts = {rest[at]: at for at in fitting}
     return [counterparts.get(keys) for keys in rest]
 
@@ -268,7 +126,7 @@ def _wanted(rows: Sequence[Mapping[str, Any]], against: Sequence[str]) -> dict[s
     """Key -> value in words, of the references."""
     if not against:
         plain = [(key, name) for name in REFERENCES for key in rows[0] for row in rows if shown(row[key]) == name]
-        return dict(plain[:1]) or {key: shown(value) for key, value in rows[0].items()}
+        return dict(plain[:1])
     wanted: dict[str, str] = {}
     for text in against:
         key, _, value = text.partition("=")
@@ -352,7 +210,9 @@ def _notes(
             alone.append(label(row.keys))
         elif row.reference != at and row.pairs < max(row.n, rows[row.reference].n):
             partial.append(f"{label(row.keys)} ({row.pairs} of {max(row.n, rows[row.reference].n)})")
-    if alone:
+    if len(alone) == len(rows) > 1:
+        said.append("No group is plain or random training, so none is compared with another: --against names one.")
+    elif alone and len(rows) > 1:
         said.append(f"There is no group to compare with for {listed(alone, 'and')}.")
     if partial:
         said.append(f"Differences are over the pairs there are, which is not every {again}: {'; '.join(partial)}.")
@@ -381,28 +241,6 @@ def curve(rows: Iterable[Mapping[str, Any]], name: str) -> Curve:
     for row in own:
         grid[times[row["iteration"]] :, members[row["place"]]] = np.nan if row[name] is None else row[name]
     return np.array(list(times), dtype=np.int64), grid
-
-
-def words(repeats: Sequence[str]) -> str:
-    """What a repeat is called: "seed and fold"."""
-    return " and ".join(key.rpartition(".")[2].replace("_", " ") for key in repeats) or "repeat"
-
-
-def listed(items: Iterable[str], last: str = "") -> str:
-    """a, b and c; of many, the first. Semicolons part what has commas."""
-    given = list(items)
-    comma = "; " if any(", " in item for item in given) else ", "
-    if len(given) > LISTED:
-        return f"{comma.join(given[:LISTED])} and {len(given) - LISTED} more"
-    if last and len(given) > 1:
-        return f"{comma.join(given[:-1])} {last} {given[-1]}"
-    return comma.join(given)
-
-
-def _known(results: Sequence[Result], key: str, purpose: str) -> None:
-    there = names(results)
-    if key not in there:
-        raise BadInput(f"there is no key `{key}` {purpose}{near(key, there)}; there are {', '.join(there)}")
 
 
 def _number(result: Result, metric: str, which: Which) -> float | None:

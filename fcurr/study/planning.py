@@ -103,17 +103,23 @@ def _own(study: Study, facts: Facts, commands: Mapping[str, Command]) -> Iterato
             if not found and pattern != name:
                 raise BadInput(f"no command is called {pattern}; there are {_few(known)}", f"{where}.inputs")
             inputs[pattern] = found or (name,)
-        samples = tuple(other for other, command in commands.items() if command.function == "prepare")
+        read = {name for several in inputs.values() for name in several}
+        samples = {name for other in read & commands.keys() for name in _samples(commands[other])}
         if own.uses and len(samples) != 1:
-            raise BadInput(f"uses are of the samples of one split, and there are {len(samples)}", f"{where}.uses")
+            raise BadInput(f"uses are of the samples of one split, and it reads {len(samples)}", f"{where}.uses")
+        told = trainings.told({"parameters": own.parameters}, ("parameters",), facts)
         yield Command(
             name=name,
             function=own.function,
-            parameters={"parameters": own.parameters, **trainings.hooked(study, own.function, facts)},
-            inputs=inputs | ({"samples": samples} if own.uses else {}),
+            parameters={"parameters": own.parameters, **{key: value for key, value in told.items() if key != "config"}},
+            inputs=inputs | ({"samples": tuple(samples)} if own.uses else {}),
             outputs=("value",),
             uses=own.uses,
         )
+
+
+def _samples(command: Command) -> tuple[str, ...]:
+    return (command.name,) if command.function == "prepare" else command.inputs.get("samples", ())
 
 
 def _few(names: list[str]) -> str:

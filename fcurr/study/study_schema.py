@@ -1,8 +1,4 @@
-"""The part of the JSON Schema that is about studies: what [sweep], [commands] and [hooks] may hold.
-
-A schema sees a section, not what a point of a sweep makes of it. So a key that is swept is to have a value in its own
-section as well, unless that section is complete without it.
-"""
+"""The part of the JSON Schema that is about studies: what [sweep], [commands] and [hooks] may hold."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

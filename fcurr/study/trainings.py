@@ -122,9 +122,10 @@ def _ones(point: Point, study: Study, facts: Facts, plugins: Collection[str]) ->
         key = next((key for key in point.axes if wrong.where == key or wrong.where.startswith(f"{key}.")), None)
         raise BadInput(str(wrong), wrong.where if key is None else f"sweep.{wrong.where}") from None
     for member, own in zip(experiment.members, members.trainings(point.config), strict=True):
-        prepare = _prepare(own, study, facts)
+        scratch = {key: value for key, value in own.items() if key != "start"}
+        prepare = _prepare(scratch, study, facts)
         ranked = member.curriculum.order.function is not random
-        base = {**own, **{key: point.config[key] for key in SCORE if key in point.config}}
+        base = {**scratch, **{key: point.config[key] for key in SCORE if key in point.config}}
         score = _score(base, prepare, study, facts) if ranked else None
         trial = {} if point.trial is None else {"trial": point.trial}
         label = {"arm": member.arm, **trial, **point.axes, **member.axes}
@@ -147,7 +148,7 @@ def _first(own: Mapping[str, Any], study: Study, facts: Facts, plugins: Collecti
 
 
 def _prepare(own: Mapping[str, Any], study: Study, facts: Facts) -> Command:
-    parameters = _told(own, SAMPLES, facts) | hooked(study, "prepare", facts)
+    parameters = told(own, SAMPLES, facts) | hooked(study, "prepare", facts)
     name = f"prepare/{_data(own)}-{fingerprint(parameters)[:8]}"
     return Command(name, "prepare", parameters, outputs=("samples",), config=dict(own))
 
@@ -160,7 +161,7 @@ def _data(own: Mapping[str, Any]) -> str:
 
 
 def _score(base: Mapping[str, Any], prepare: Command, study: Study, facts: Facts) -> Command:
-    parameters = _told(base, SCORE, facts) | hooked(study, "score", facts)
+    parameters = told(base, SCORE, facts) | hooked(study, "score", facts)
     parameters["precision"] = base["training"].get("precision", "float32")
     written = base["score"]
     kind = written if isinstance(written, str) else written["fn"]
@@ -202,12 +203,12 @@ def _inputs(one: One) -> dict[str, tuple[str, ...]]:
 def training(one: One, facts: Facts) -> dict[str, Any]:
     """What a training depends on."""
     keys = TRAIN if one.score is None else (*TRAIN, "score", "fit")
-    told = _told(one.own, keys, facts)
-    config = told["config"]
+    found = told(one.own, keys, facts)
+    config = found["config"]
     config["training"] = {key: value for key, value in config["training"].items() if key not in NO_NUMBER}
     if isinstance(config.get("metrics"), list):
         config["metrics"] = config["metrics"][:1]  # the one that is tracked
-    return told
+    return found
 
 
 def _refit(several: list[tuple[Point, One]], select: Command, study: Study, facts: Facts) -> Command:
@@ -254,7 +255,7 @@ def _judged(function: str, train: Command, one: One, study: Study, facts: Facts)
     )
 
 
-def _told(config: Mapping[str, Any], keys: tuple[str, ...], facts: Facts) -> dict[str, Any]:
+def told(config: Mapping[str, Any], keys: tuple[str, ...], facts: Facts) -> dict[str, Any]:
     """A part of a config, with the hashes of the files and of the code from outside fcurr that it names."""
     part = {key: config[key] for key in keys if key in config}
     words = set(texts(part))
