@@ -119,10 +119,15 @@ STUDIES = {
     },
     "commands and hooks": {
         "commands": {
-            "mine": {"function": "mine:f", "inputs": ["report"], "parameters": {"a": [1]}, "uses": {"select": "test"}},
-            "short": {"function": "mine:g", "inputs": "evaluate/*"},
+            "mine": {
+                "function": "parts:f",
+                "inputs": ["train/*"],
+                "parameters": {"a": [1]},
+                "uses": {"evaluate": "test"},
+            },
+            "short": {"function": "parts:f", "inputs": "evaluate/*"},
         },
-        "hooks": {"train": {"before": "mine:h", "after": ["mine:h", "mine:k"]}},
+        "hooks": {"train": {"before": "parts:f", "after": ["parts:f", "parts:g"]}},
     },
     "routines": {
         "study": {"routines": ["train", "evaluate"], "width": 8, "leakage": "record"},
@@ -139,7 +144,10 @@ def test_the_schema_accepts_the_studies_that_the_command_plans(study, tmp_path, 
     written(tmp_path, {key: value for key, value in CONFIG.items() if key != "arms"}, "first.toml")
     config = CONFIG | STUDIES[study]
     assert not list(VALIDATOR.iter_errors(config))
-    planned = fcurr("plan", written(tmp_path, config))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "parts.py").write_text("def f(found): ...\ndef g(found): ...\n")
+    planned = fcurr("plan", written(tmp_path, config), "--plugin", "parts")
+    sys.modules.pop("parts", None)
     assert (planned.exit_code, planned.stderr) == (0, "")
 
 
@@ -175,8 +183,8 @@ RATE = "optimizer.learning_rate"
         {"study": {"leakage": "ignore"}},
         {"commands": {"mine": {"inputs": ["report"]}}},
         {"commands": {"mine": {"function": "f"}}},
-        {"commands": {"mine": {"function": "mine:f", "input": ["report"]}}},
-        {"commands": {"mine": {"function": "mine:f", "uses": {"select": "tests"}}}},
+        {"commands": {"mine": {"function": "parts:f", "input": ["report"]}}},
+        {"commands": {"mine": {"function": "parts:f", "uses": {"select": "tests"}}}},
         {"hooks": {"trian": {"before": "mine:f"}}},
         {"hooks": {"train": {"befor": "mine:f"}}},
         {"hooks": {"train": {"before": "f"}}},

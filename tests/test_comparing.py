@@ -290,7 +290,7 @@ def test_the_reference_is_plain_or_random_training_or_none():
     assert chosen("a", "random", "plain") == "plain"
     assert chosen("a", "random", "b") == "random"
     assert chosen("b", "a") is None
-    note = "No group is plain or random training, so none is compared with another: --against names one."
+    note = "Nothing is called plain or random, so no group is compared with another: --against names one."
     assert note in table(world({"b": [0.1, 0.2], "a": [0.1, 0.2]})).notes
     assert note not in table(world({"b": [0.1, 0.2], "a": [0.1, 0.2]}), against=["a"]).notes
 

@@ -258,7 +258,7 @@ def test_trials_of_a_search_are_told_in_four_digits_and_compared_with_none_unles
         "| 2     | 3.333e-06               |   3 |     64.00 ± 10.00 | [54.00, 74.00] |      2.00 |",
         "| 3     | 1                       |   3 | **66.33 ± 10.02** | [56.00, 76.00] |      1.00 |",
     ]
-    assert "No group is plain or random training, so none is compared with another: --against names one." in lines
+    assert "Nothing is called plain or random, so no group is compared with another: --against names one." in lines
     assert not (tmp_path / "out/differences.svg").exists()
     lines = comparison.compare([study], which="last", against=["trial=0"])
     assert lines[2].endswith(" mean rank |           difference |") and lines[4].endswith("|            reference |")

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -40,21 +41,55 @@ def lives(inputs, *, size):
 
 
 def _config(steps: int = 40, **changes: Any) -> dict[str, Any]:
-    """A study of eight trainings in two programs."""
+    """A study of four trainings in two programs."""
     config = copy.deepcopy(CONFIG)
     config["training"] |= {"total_iterations": steps, "evaluate_every": 10 if steps < 1000 else 500}
     config["training"]["save_every"] = 15 if steps < 1000 else 100
-    config["score"]["repeats"] = 1
+    config["members"] = {"seed": [0]}
     config["sweep"] = {"optimizer.momentum": [0.5, 0.9]}
-    config["study"] = {"width": 4, "routines": ["prepare", "score", "train", "evaluate"]}
+    config["study"] = {"width": 2, "routines": ["prepare", "score", "train", "evaluate"]}
     return config | changes
 
 
-LONG = _config(3000, arms={"easy_first": {}}, members={"seed": [0, 1]}, sweep={"optimizer.momentum": [0.9]})
+SLURM = {  # as little of it as a job needs that has the whole machine for itself
+    "sbatch": """number=$(ls $QUEUE | wc -l); cp $1 $QUEUE/$number; echo "Submitted batch job $number"
+SLURM_JOB_ID=$number SLURM_PROCID=0 SLURM_NTASKS=1 setsid bash -c "
+    while [ ! -e $QUEUE.over.$number ]; do touch $QUEUE.over.$number; bash $QUEUE/$number; done" > /dev/null 2>&1 &""",
+    "srun": """while [[ $1 == -* ]]; do [[ $1 == *=* || $1 == --unbuffered ]] || shift; shift; done; "$@" """,
+    "sacct": """echo "JobID|State|NodeList"; for n in $(ls $QUEUE); do echo "$n|RUNNING|here"; done""",
+    "scontrol": """rm $QUEUE.over.$2""",
+    "scancel": "true",
+}
+PLAIN = {"order": "random", "pace": "none"}
+LONG = _config(
+    3000,
+    arms={"plain": {"curriculum": PLAIN}},
+    members={"seed": [0, 1]},
+    sweep={"optimizer.momentum": [0.9]},
+    observers=["slow:slow"],
+)
+SLOW = '''"""An observer that makes a run last, if a file says so."""
+
+import time
+from pathlib import Path
+
+SECONDS = Path(__file__).with_name("seconds")
+
+
+def slow(before, after, event):
+    if SECONDS.exists():
+        time.sleep(float(SECONDS.read_text()))
+'''
+
+
+def _needs(name: str) -> None:
+    """Leaves a test out if a package is missing, without importing it: how that is done is the engine's."""
+    if name in ("submitit", "ray") and importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
 
 
 def _run(folder: Path, config: dict[str, Any], engine: Engine) -> conducting.Outcome:
-    here = studying.opened(config, [], folder, folder)
+    here = studying.opened(config, ["slow"] if "observers" in config else [], folder, folder)
     _, outcome = studying.run(here, engine, fail_fast=False, fresh=False)
     return outcome
 
@@ -98,27 +133,42 @@ def _training(folder: Path) -> int:
     return int(trained[-1]["process"]) if trained and len(saved) >= 2 else 0
 
 
+def _meanwhile(what: Callable[[], object]) -> None:
+    threading.Thread(target=what, daemon=True).start()
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
     """A study performed here, one command after another."""
     folder = tmp_path_factory.mktemp("straight")
     outcome = _run(folder, _config(), engines.inline())
-    assert not outcome.failed and len(_ends(folder)) == 1 + 2 + 8 + 8
+    assert not outcome.failed and len(_ends(folder)) == 1 + 2 + 4 + 4
     return folder
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory) -> Path:
-    """A study whose one training takes some seconds."""
+def long(tmp_path_factory) -> Iterator[Path]:
+    """A study with one program that trains, which in this process is quick."""
     folder = tmp_path_factory.mktemp("long")
-    assert not _run(folder, LONG, engines.inline()).failed
-    return folder
+    (folder / "slow.py").write_text(SLOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        assert not _run(folder, LONG, engines.inline()).failed
+        yield folder
+
+
+@pytest.fixture
+def again(tmp_path, long) -> Path:
+    """A folder for the same study, which in other processes takes some seconds."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "seconds").write_text("0.001")
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray, with two workers."""
-    pytest.importorskip("ray")
+    _needs("ray")
     from fcurr.io import engine_ray
 
     engine_ray._init(address="local", num_cpus=2)
@@ -133,8 +183,7 @@ def engine(request) -> Engine:
     name = request.param
     if name == "ray":
         request.getfixturevalue("cluster")
-    elif name == "submitit":
-        pytest.importorskip("submitit")
+    _needs(name)
     return engines.named(name, 2)
 
 
@@ -149,20 +198,17 @@ def test_a_study_makes_the_same_on_every_engine(engine, straight, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine", AWAY, indirect=True)
-def test_a_worker_that_is_killed_in_its_training_is_replaced_and_the_training_goes_on(engine, long, tmp_path, capfd):
+def test_a_worker_that_is_killed_in_its_training_is_replaced_and_the_training_goes_on(engine, long, again, capfd):
     killed = []
 
     def kill() -> None:
-        killed.append(_until(lambda: _training(tmp_path)))
+        killed.append(_until(lambda: _training(again)))
         os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    outcome = _run(tmp_path, LONG, engine)
-    killer.join()
-    assert not outcome.failed
-    _ended_as(tmp_path, long)
-    begun = [line for line in _lines(tmp_path) if line["event"] == "started" and line["name"].startswith("train/")]
+    _meanwhile(kill)
+    assert not _run(again, LONG, engine).failed
+    _ended_as(again, long)
+    begun = [line for line in _lines(again) if line["event"] == "started" and line["name"].startswith("train/")]
     workers = [int(line["process"]) for line in begun]
     assert workers[: len(workers) // 2] == [killed[0]] * 2 and killed[0] not in workers[len(workers) // 2 :]
     said = capfd.readouterr()
@@ -224,58 +270,81 @@ def _there(number: int) -> bool:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["inline", *AWAY])
-def test_ctrl_c_stops_a_study_on_every_engine_and_nothing_is_lost(name, long, tmp_path):
-    if name in ("submitit", "ray"):
-        pytest.importorskip(name)
-    config = written(tmp_path, LONG)
-    running = process("run", config, "--out", tmp_path, "--engine", name, "--jobs", "2", start_new_session=True)
-    worker = _until(lambda: _training(tmp_path))
+def test_ctrl_c_stops_a_study_on_every_engine_and_nothing_is_lost(name, long, again):
+    _needs(name)
+    arguments = (written(again, LONG), "--plugin", "slow", "--out", again, "--engine", name, "--jobs", "2")
+    running = process("run", *arguments, start_new_session=True)
+    worker = _until(lambda: _training(again))
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all of them
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert re.search(r"stopped.*; nothing is lost; to go on: fcurr run", err) and "Traceback" not in out + err
     _until(lambda: not _there(worker))
-    assert {line["event"] for line in _lines(tmp_path)[-2:]} == {"stopped"}
-    steps = {int(path.stem) for path in tmp_path.glob("store/working/*/checkpoints/*.safetensors")}
-    assert not _run(tmp_path, LONG, engines.inline()).failed
-    _ended_as(tmp_path, long)
-    assert max(steps) >= 200
+    _goes_on(again, long)
 
 
 @pytest.mark.long
-def test_workers_of_a_conductor_that_is_killed_save_and_go(long, tmp_path):
-    config = written(tmp_path, LONG)
-    running = process("run", config, "--out", tmp_path, "--jobs", "2")
-    worker = _until(lambda: _training(tmp_path))
+def test_workers_of_a_conductor_that_is_killed_save_and_go(long, again):
+    running = process("run", written(again, LONG), "--plugin", "slow", "--out", again, "--jobs", "2")
+    worker = _until(lambda: _training(again))
     running.kill()
     _until(lambda: not _there(worker), 20)
     running.communicate()
-    assert {line["event"] for line in _lines(tmp_path)[-2:]} == {"stopped"}
-    assert not _run(tmp_path, LONG, engines.inline()).failed
-    _ended_as(tmp_path, long)
+    _goes_on(again, long)
+
+
+def _goes_on(folder: Path, straight: Path) -> None:
+    """A study whose training was asked to stop has saved, and ends as the one that was not."""
+    assert [line["event"] for line in _lines(folder)[-2:]] == ["stopped"] * 2
+    saved = [int(path.stem.rpartition("-")[2]) for path in folder.glob("store/working/*/checkpoints/*.safetensors")]
+    assert 200 <= max(saved) < 3000
+    assert not _run(folder, LONG, engines.inline()).failed
+    _ended_as(folder, straight)
 
 
 @pytest.mark.long
-def test_a_job_that_comes_to_its_time_limit_is_queued_again_until_it_is_done(tmp_path):
-    pytest.importorskip("submitit")
-    config = LONG | {"training": LONG["training"] | {"total_iterations": 12_000}}
-    straight, queued = tmp_path / "straight", tmp_path / "queued"
-    assert not _run(straight, config, engines.inline()).failed
+def test_a_job_that_comes_to_its_time_limit_is_queued_again_until_it_is_done(long, again):
+    _needs("submitit")
+    (again / "seconds").write_text("0.003")
     limits = {"cluster": "local", "timeout_min": 0.4, "signal_delay_s": 12}  # the signal comes after 12 of 24 seconds
-    assert not _run(queued, config, engines.named("submitit", 1, limits)).failed
-    _ended_as(queued, straight)
-    events = [line["event"] for line in _lines(queued) if line["name"].startswith("train/")]
+    assert not _run(again, LONG, engines.named("submitit", 1, limits)).failed
+    _ended_as(again, long)
+    events = [line["event"] for line in _lines(again) if line["name"].startswith("train/")]
     assert events.count("stopped") >= 2 and events.count("failed") == 0
     assert events.count("started") == events.count("stopped") + 2  # of both members
 
 
+@pytest.mark.long
+def test_slurm_is_told_what_a_job_needs_and_puts_it_into_the_queue_again_after_its_signal(long, again, monkeypatch):
+    _needs("submitit")
+    queue, programs = again / "queue", again / "bin"
+    queue.mkdir()
+    programs.mkdir()
+    for name, text in SLURM.items():
+        (programs / name).write_text(f"#!/usr/bin/env bash\nset -e\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("QUEUE", str(queue))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    own = {"slurm_partition": "small", "timeout_min": 30, "cpus_per_task": 1, "mem_gb": 3, "slurm_qos": "low"}
+    _meanwhile(lambda: os.kill(_until(lambda: _training(again)), signal.SIGUSR2))
+    assert not _run(again, LONG, engines.named("submitit", 2, own)).failed
+    _ended_as(again, long)
+    events = [line["event"] for line in _lines(again) if line["name"].startswith("train/")]
+    assert (events.count("started"), events.count("stopped"), events.count("failed")) == (4, 2, 0)
+    told = (queue / "0").read_text()
+    for line in ("partition=small", "time=30", "cpus-per-task=1", "mem=3GB", "qos=low", "signal=USR2@90"):
+        assert f"#SBATCH --{line}\n" in told, told
+    assert not (again / "small" / "jobs").exists()
+
+
 def test_ray_that_is_not_there_is_said_in_a_line_before_anything_is_begun(tmp_path, monkeypatch):
-    pytest.importorskip("ray")
+    _needs("ray")
     from fcurr.io import engine_ray
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = f"127.0.0.1:{server.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", free)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     began = time.monotonic()
     result = fcurr("run", written(tmp_path, _config()), "--out", tmp_path / "runs", "--engine", "ray")
     assert result.exit_code == 2 and time.monotonic() - began < 20
@@ -302,8 +371,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "options", "said"), WRONG, ids=[f"{name} {options}" for name, options, _ in WRONG])
 def test_what_an_engine_cannot_be_given_is_said_at_once(name, options, said, monkeypatch):
-    if name in ("submitit", "ray"):
-        pytest.importorskip(name)
+    _needs(name)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(BadInput, match=re.escape(said)):
         engines.named(name, 2, options)

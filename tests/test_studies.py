@@ -1,9 +1,13 @@
 """A study does what is to be done, once; what it finds is what its runs find alone."""
 
+import contextlib
 import copy
+import http.server
 import json
+import platform
 import shlex
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -407,7 +411,7 @@ def test_every_training_of_a_study_finds_what_the_same_config_finds_alone(case, 
     found = _evaluations(tmp_path)
     trainings = _trainings(tmp_path, CASES[case])
     assert {train.name.replace("train/", "evaluate/") for train in trainings} >= found.keys() and len(found) >= 4
-    for number, train in enumerate(trainings):
+    for number, train in enumerate(trainings[:: len(trainings) // 4]):
         folder = tmp_path / "alone" / str(number)
         config = {**train.config, "name": str(number), "controls": False}
         assert execute.execute(configs.read(config, ["layered"]), folder, {"layered": ""})
@@ -417,5 +421,209 @@ def test_every_training_of_a_study_finds_what_the_same_config_finds_alone(case, 
             continue
         assert own["iterations"] == one["iterations"] and own["best_iteration"] == one["best_iteration"]
         for which in ("last", "best"):
-            print(train.name, which, {k: own[which][k] - one[which][k] for k in own[which]})
             assert own[which] == pytest.approx({key: one[which][key] for key in own[which]}, rel=1e-6, abs=1e-6)
+
+
+def test_a_program_of_one_training_is_bit_for_bit_the_run_alone(tmp_path):
+    config = _study(study=BRIEF | {"width": 1}, sweep={"optimizer.learning_rate": [0.1]})
+    assert _run(tmp_path, config).exit_code == 0
+    (train,) = (train for train in _trainings(tmp_path, config) if "easy_first" in train.name)
+    folder = tmp_path / "alone"
+    assert execute.execute(configs.read(train.config | {"name": "alone"}), folder, {})
+    (one,) = json.loads((folder / "results.json").read_text())["members"]
+    own = _evaluations(tmp_path)[train.name.replace("train/", "evaluate/")]
+    assert all(own[which][key] == one[which][key] for which in ("last", "best") for key in own[which])
+
+
+IRIS = {
+    "name": "small",
+    "data": "iris",
+    "model": {"fn": "mlp", "hidden": [4]},
+    "optimizer": {"fn": "sgd", "learning_rate": 0.1},
+    "training": {"total_iterations": 30, "batch_size": 16, "evaluate_every": 10},
+    "study": {"routines": ["evaluate"]},
+}
+NESTED = IRIS | {
+    "split": {"fn": "stratified_k_fold", "folds": 3},
+    "cross_validation": {"folds": 3, "inner_folds": 2},
+    "sweep": {"optimizer.learning_rate": [0.001, 0.2]},
+    "members": {"seed": [0, 1]},
+}
+
+
+def _leaking(leakage: str, use: dict[str, str]) -> dict[str, Any]:
+    own = {"mine": {"function": "counting:names", "inputs": "train/*", "uses": use}}
+    split = {"fn": "stratified", "validation": 0.2, "test": 0.2}
+    return IRIS | {"split": split, "commands": own, "study": {"routines": [], "leakage": leakage}}
+
+
+def test_who_calibrates_or_evaluates_on_what_was_trained_on_is_refused_or_written_down(tmp_path):
+    _plugin(tmp_path, "def names(inputs):\n    return sorted(inputs)\n", "counting")
+    result = _run(tmp_path, _leaking("refuse", {"calibrate": "train"}), "--plugin", "counting")
+    assert result.exit_code == 1
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert said.startswith("failed: mine: mine would calibrate on 90 samples that what it reads was fitted on (")
+    assert said.endswith('; leakage = "record" in [study] goes on and writes it down')
+    result = _run(tmp_path, _leaking("record", {"calibrate": "train"}), "--plugin", "counting")
+    assert result.exit_code == 0
+    (told,) = _record(tmp_path, "mine").leaks
+    assert told.startswith("calibrate on 90 samples that what it reads was fitted on (")
+    fine = _run(tmp_path, _leaking("refuse", {"calibrate": "validation"}), "--plugin", "counting")
+    assert fine.exit_code == 0
+    result = _run(tmp_path, _leaking("refuse", {"evaluate": "validation"}), "--plugin", "counting")
+    assert "mine would evaluate on 30 samples that what it reads was selected on (" in result.stderr
+
+
+def _ids(folder: Path, key: str, part: str) -> set[int]:
+    record = artefacts.record(folder / "runs/store", key)
+    assert record is not None
+    return set(artefacts.get(folder / "runs/store", record.outputs["samples"])[f"id of {part}"].tolist())
+
+
+def test_nested_cross_validation_chooses_inside_and_judges_by_what_no_choice_has_seen(tmp_path):
+    result = _run(tmp_path, NESTED)
+    assert result.exit_code == 0, result.stderr
+    names = [line["name"] for line in journal.read(tmp_path / "runs/small").values()]
+    judged = [name for name in names if name.startswith("evaluate/")]
+    assert len(judged) == 6  # folds and seeds
+    tested: list[int] = []
+    for name in judged:
+        record = _record(tmp_path, name)
+        (test,) = record.seen["evaluate"]
+        own = _ids(tmp_path, *test)
+        for use in ("fit", "select", "calibrate"):
+            for key, part in record.seen.get(use, ()):
+                assert not own & _ids(tmp_path, key, part), (name, use)
+        assert (
+            len({*record.seen["fit"], *record.seen["select"]}) == 6 and record.leaks == ()
+        )  # two inner folds, and all
+        tested += sorted(own) if "seed=0" in name else []
+    assert sorted(tested) == list(range(150))
+    for name in (name for name in names if name.startswith("select/")):
+        choice, fold = _output(tmp_path, name, "choice"), name.partition("split.fold=")[2][0]
+        values: dict[str, list[float]] = {}
+        for other in names:
+            if other.startswith("validate/") and f"split.fold={fold}," in other:
+                rate = other.partition("learning_rate=")[2].partition(",")[0]
+                values.setdefault(rate, []).append(_output(tmp_path, other, "validation")["value"])
+        means = {rate: sum(several) / len(several) for rate, several in values.items()}
+        assert all(len(several) == 4 for several in values.values())  # inner folds and seeds
+        better = max(means, key=lambda rate: means[rate])
+        assert choice["point"] == f"[optimizer.learning_rate={better}]"
+        assert choice["means"] == pytest.approx({f"[optimizer.learning_rate={r}]": m for r, m in means.items()})
+        (train,) = (t for t in _trainings(tmp_path, NESTED) if t.name.endswith(f"fold={fold}, seed=1], chosen"))
+        alone = train.config["among"][choice["point"]]["config"] | {"name": fold}
+        assert alone["optimizer"]["learning_rate"] == float(better)
+        assert execute.execute(configs.read(alone), tmp_path / "alone" / fold, {})
+        (one,) = json.loads((tmp_path / "alone" / fold / "results.json").read_text())["members"]
+        own = _output(tmp_path, train.name.replace("train/", "evaluate/"), "evaluation")
+        assert own["best"] == pytest.approx({key: one["best"][key] for key in own["best"]}, rel=1e-6, abs=1e-6)
+
+
+class Heard:
+    """A web server of this machine, and what it was told."""
+
+    def __init__(self, code: int = 200) -> None:
+        heard = self
+        self.bodies: list[dict[str, Any]] = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                heard.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                assert self.headers["Content-Type"] == "application/json"
+                self.send_response(code)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}/notice"
+
+    def __enter__(self) -> "Heard":
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *wrong: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+FINE = {"function": "steps:numbers", "parameters": {"size": 3}}
+
+
+def _telling(function: str, **notify: Any) -> dict[str, Any]:
+    return STUDY | {"study": {"routines": []}, "commands": {"one": FINE | {"function": function}}, "notify": notify}
+
+
+def test_a_web_address_is_told_when_a_study_ends_and_when_it_fails(tmp_path):
+    with Heard() as heard:
+        assert _run(tmp_path, _telling("steps:numbers", webhook=heard.address), "--plugin", "steps").exit_code == 0
+        config = _telling("steps:fails", webhook=heard.address)
+        assert _run(tmp_path, config, "--plugin", "steps").exit_code == 1
+    first, second = heard.bodies
+    host = platform.node()
+    assert first == {
+        "text": f"fcurr: study small on {host}: finished, 1 commands",
+        "study": "small",
+        "host": host,
+        "outcome": "finished, 1 commands",
+    }
+    assert second["outcome"] == "1 of 1 commands failed"
+
+
+@pytest.mark.parametrize("address", ["closed", "refusing", "ftp://x y/", "http://a b/", "nonsense"])
+def test_an_address_that_does_not_listen_is_a_line_and_stops_nothing(address, tmp_path):
+    heard = Heard(500)
+    with contextlib.nullcontext() if address != "refusing" else heard:
+        url = heard.address if address in ("closed", "refusing") else address
+        if address == "closed":
+            heard.server.server_close()
+        result = _run(tmp_path, _telling("steps:numbers", webhook=url), "--plugin", "steps")
+    assert result.exit_code == 0 and "finished, 1 commands" in result.stdout
+    assert len([line for line in result.stderr.splitlines() if line.startswith("the notice could not be sent to")]) == 1
+
+
+def test_the_desktop_is_told_by_the_program_that_is_there(tmp_path, monkeypatch):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "notify-send").write_text(f'#!/bin/sh\nprintf "%s|" "$@" > {tmp_path}/said\n')
+    (tools / "notify-send").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    assert _run(tmp_path, _telling("steps:numbers", desktop=True), "--plugin", "steps").exit_code == 0
+    assert (tmp_path / "said").read_text() == "fcurr: study small|finished, 1 commands|"
+    monkeypatch.setenv("PATH", "")
+    result = _run(tmp_path, _telling("steps:numbers", desktop=True), "--plugin", "steps")
+    assert result.exit_code == 0 and "there is no desktop to notify" in result.stderr
+
+
+def test_what_no_study_refers_to_is_shown_and_then_removed_and_nothing_else(brief):
+    other = _study(name="other", sweep={"optimizer.learning_rate": [0.05, 0.03]})
+    assert _run(brief, other).exit_code == 0
+    shared = set(_states(brief)) & set(_states(brief, other))
+    assert shared
+    before = contents(brief / "runs/store")
+    unneeded = [name for name in before if name.startswith("predictions/") or name.startswith("results/")]
+    assert len(unneeded) == 9  # of the study that this store was copied from
+    shown = fcurr("clean", "--out", brief / "runs")
+    assert shown.exit_code == 0 and "nothing was removed; --yes removes them" in shown.stdout
+    assert "files that no study refers to" in shown.stdout and contents(brief / "runs/store") == before
+    shutil.rmtree(brief / "runs/other")  # a study that is thrown away
+    working = brief / "runs/store/working/00"
+    kept = brief / "runs/store/working/11"
+    for folder, key in ((working, "0" * 16), (kept, next(iter(journal.read(brief / "runs/small"))))):
+        folder.mkdir(parents=True)
+        (folder / "work.json").write_text(json.dumps([{"key": key}]))
+    (brief / "runs/store/model/.0000000000000000.safetensors.77.tmp").write_text("half")
+    removed = fcurr("clean", "--out", brief / "runs", "--yes")
+    assert removed.exit_code == 0 and removed.stdout.endswith("removed\n")
+    assert set(_states(brief).values()) == {"done"}
+    assert kept.exists() and not working.exists()
+    needed = set(journal.read(brief / "runs/small"))
+    left = contents(brief / "runs/store")
+    keys = {Path(name).name.partition(".")[0] for name in left if name.split("/")[0] not in ("locks", "references")}
+    assert keys - {"work"} == needed and len([name for name in left if name.startswith("references/")]) == 1
+    assert fcurr("clean", "--out", brief / "runs").stdout == "nothing is left over: studies refer to all there is\n"
+    shutil.rmtree(kept)

@@ -1,25 +1,27 @@
 """A study killed at any effect, or at any moment, ends as the study that was not; and nothing is done twice."""
 
 import collections
+import copy
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small import CONFIG, contents, process, written
+from small import CONFIG, contents, written
+from test_reliability import _FORKS, _child, _ended, _nothing
 
-from fcurr.io import artefacts, conducting, engines, files, journal
+from fcurr.io import artefacts, conducting, configs, engines, files, journal, journey, studying
 from fcurr.io.performing import Place
 from fcurr.study.schedule import Command, Schedule, scheduled
 
 KILLED = 137
+_FORKS.set_forkserver_preload(["test_reliability", "sklearn.datasets", "pyarrow.parquet"])
 
 
 def _schedule() -> Schedule:
@@ -101,10 +103,10 @@ def _made(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if name.split("/")[0] not in kept and "/." not in name}
 
 
-def _ends(folder: Path) -> dict[str, int]:
+def _ends(folder: Path, study: str = "study") -> dict[str, int]:
     """How often each command came to its end."""
     counts: dict[str, int] = collections.Counter()
-    for line in (folder / "study" / journal.JOURNAL).read_text().splitlines():
+    for line in (folder / study / journal.JOURNAL).read_text().splitlines():
         try:
             record = json.loads(line)
         except ValueError:
@@ -159,3 +161,62 @@ def test_a_study_that_has_ended_does_nothing_when_it_is_begun_again(tmp_path):
     before = contents(tmp_path)
     assert _forked(tmp_path, -1, False) == 2  # what it refers to is written down again, and renamed
     assert contents(tmp_path) == before
+
+
+REAL = copy.deepcopy(CONFIG) | {"sweep": {"model.hidden": [[8], [6, 6]]}}  # two scores, two programs of four trainings
+REAL["training"] |= {"total_iterations": 600, "evaluate_every": 100, "save_every": 20}
+REAL["fit"] = REAL["fit"] | {"iterations": 60}
+
+
+def _planned(folder: Path) -> studying.Opened:
+    folder.mkdir(exist_ok=True)
+    table, _ = configs.load(written(folder, REAL), [], [])
+    return studying.opened(table, [], folder, folder)
+
+
+def _studied(here: studying.Opened, marks: Path) -> None:
+    """The study; with a mark for every program that goes on from a checkpoint."""
+    fine = journey.checkpoint.latest
+
+    def latest(*arguments: Any, **named: Any) -> Any:
+        found = fine(*arguments, **named)
+        if found is not None:
+            with open(marks, "a") as file:
+                file.write(f"{int(found.run.iteration)}\n")
+        return found
+
+    journey.checkpoint.latest = latest
+    _, outcome = studying.run(here, engines.inline(), fail_fast=False, fresh=False)
+    assert not outcome.failed
+
+
+@pytest.mark.long
+def test_a_real_study_killed_at_thirty_moments_ends_as_the_one_that_was_not(tmp_path):
+    straight, killed, marks = tmp_path / "straight", tmp_path / "killed", tmp_path / "marks"
+    assert _ended(_child(_nothing)) == 0  # the process that forks the others is there
+    here = _planned(straight)
+    began = time.monotonic()
+    assert _ended(_child(_studied, here, marks)) == 0
+    lasts, chance, kills = time.monotonic() - began, random.Random(0), 0
+    assert not marks.exists() and set(_ends(straight, "small").values()) == {1}
+    made, results = _made(straight), (straight / "small/results.json").read_bytes()
+    assert len(made) == 37
+    at_once = 0
+    while kills < 30:
+        shutil.rmtree(killed, ignore_errors=True)
+        here, code, before = _planned(killed), -signal.SIGKILL, kills
+        while code:
+            child = _child(_studied, here, marks)
+            child.join(chance.uniform(0.2, 0.7) * lasts if kills < 30 else None)
+            child.kill()
+            code = _ended(child)
+            assert code in (-signal.SIGKILL, 0)
+            kills += code != 0
+        at_once = max(at_once, kills - before)
+        assert _made(killed) == made
+        assert (killed / "small/results.json").read_bytes() == results
+        assert set(_ends(killed, "small").values()) == {1}
+        assert {record["event"] for record in journal.read(killed / "small").values()} == {"finished"}
+    assert len(marks.read_text().split()) > 5  # went on from a checkpoint
+    print(lasts, kills, at_once, marks.read_text().split())
+    assert at_once > 2  # one study was killed several times

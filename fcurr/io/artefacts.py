@@ -82,6 +82,14 @@ def recorded(store: Path) -> set[str]:
     return {path.stem for path in folder.iterdir() if path.suffix == ".json"} if folder.is_dir() else set()
 
 
+def _working(folder: Path) -> list[str]:
+    """The keys of a program that is under way."""
+    try:
+        return [command["key"] for command in json.loads((folder / "work.json").read_bytes())]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
 def _record(store: Path, key: str) -> Path:
     return store / RECORDS / f"{key}.json"
 
@@ -137,9 +145,13 @@ def unreferenced(store: Path, journal: str) -> Iterator[Path]:
     left behind."""
     kept: set[str] = set()
     for path in sorted((store / REFERENCES).glob("*.json")):
-        table = json.loads(path.read_bytes())
-        if (Path(table["study"]) / journal).is_file():
-            kept |= set(table["keys"])
+        try:
+            table = json.loads(path.read_bytes())
+            study, keys = Path(table["study"]), set(table["keys"])
+        except (ValueError, LookupError, TypeError):
+            raise BadInput(f"{path} does not say what a study refers to: run that study again, or delete it") from None
+        if (study / journal).is_file():
+            kept |= keys
         else:
             yield path
     for key in list(kept):  # the samples that results have seen are needed to tell a leak
@@ -148,8 +160,7 @@ def unreferenced(store: Path, journal: str) -> Iterator[Path]:
     for folder in sorted(path for path in store.iterdir() if path.is_dir() and path.name not in (REFERENCES, LOCKS)):
         for path in sorted(folder.iterdir()):
             if folder.name == WORKING:
-                held = json.loads((path / "work.json").read_bytes()) if (path / "work.json").is_file() else []
-                if not any(command["key"] in kept for command in held):
+                if kept.isdisjoint(_working(path)):
                     yield path
             elif path.name[0] == ".":  # somebody may be writing it, unless the command is finished
                 key = path.name.split(".")[1]

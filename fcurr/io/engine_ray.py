@@ -31,11 +31,7 @@ TRIAL = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, log
 def engine(jobs: int, options: Mapping[str, Any]) -> Engine:
     """At most `jobs` tasks at a time. Options: `address` of a cluster (else that of RAY_ADDRESS, else "local", a
     cluster of one's own), and for each task num_cpus, num_gpus, memory, resources, accelerator_type."""
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what raylets say of workers that are lost is said by us
-    try:
-        import ray
-    except ImportError:
-        raise BadInput('--engine ray needs ray: pip install "fcurr[ray]"') from None
+    ray = _ray()
     of_a_task = {"num_cpus": 1, **{key: value for key, value in options.items() if key != "address"}}
     for key in of_a_task:
         if key not in OF_A_TASK:
@@ -73,6 +69,16 @@ def engine(jobs: int, options: Mapping[str, Any]) -> Engine:
     return Engine(jobs, start, ended, close)
 
 
+def _ray() -> Any:
+    """Ray, which does not print of itself that a worker is lost: the conductor does."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    try:
+        import ray
+    except ImportError:
+        raise BadInput('--engine ray needs ray: pip install "fcurr[ray]"') from None
+    return ray
+
+
 def _reached(address: str) -> None:
     """BadInput if there is no Ray at an address: Ray itself would look for it without end."""
     if address != "auto":
@@ -91,8 +97,7 @@ def _reached(address: str) -> None:
 
 
 def _init(**how: Any) -> None:
-    import ray
-
+    ray = _ray()
     before = signal.getsignal(signal.SIGTERM)  # Ray puts another in its place
     if how["address"] == "local":
         how |= {"include_dashboard": False, "object_store_memory": STORE}

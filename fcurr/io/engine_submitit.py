@@ -4,6 +4,7 @@ A job that comes to its time limit is told so by a signal, ends its step, saves,
 it goes on from its checkpoint. The conductor tells jobs to stop by a file.
 """
 
+import contextlib
 import shutil
 import signal
 import tempfile
@@ -92,6 +93,7 @@ def engine(jobs: int, options: Mapping[str, Any]) -> Engine:
             engines.ring(made["bell"])
         elif made:
             engines.take_down(made["bell"])
+            _tidy(Path(made["executor"].folder))
 
     return Engine(jobs, start, ended, close)
 
@@ -150,6 +152,15 @@ def _clean(job: Any, *, logs: bool) -> None:
     printed = [] if logs else [paths.stdout, paths.stderr]
     for path in (paths.submitted_pickle, paths.result_pickle, paths.submission_file, *printed):
         path.unlink(missing_ok=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes the folder of jobs, if there is nothing to read in it."""
+    for link in folder.glob(".submission_file_*"):
+        if not link.exists():  # what it leads to
+            link.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _line(wrong: Exception) -> str:

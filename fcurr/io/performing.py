@@ -70,7 +70,7 @@ def under_way(store: Path) -> list[list[Command]]:
     """The programs that were begun and did not come to their end."""
     found = []
     for path in sorted((store / artefacts.WORKING).glob(f"*/{WORK}")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
             found.append([command_of(table) for table in json.loads(path.read_bytes())])
     return found
 
@@ -149,6 +149,9 @@ def _outcomes(due: list[Command], place: Place, folder: Path) -> Iterator[Failed
 def _finish(
     place: Place, command: Command, outputs: Outputs, seen: Seen, leaks: tuple[str, ...], seconds: float
 ) -> None:
+    for name in command.outputs:
+        if name not in outputs:
+            raise BadInput(f"there is no output `{name}` after the hooks", f"hooks.{command.function}.after")
     written = {name: artefacts.put(place.store, name, command.key, outputs[name]) for name in command.outputs}
     record = Record(
         key=command.key,

@@ -211,7 +211,8 @@ def _counted(schedule: Schedule, states: Mapping[str, State]) -> str:
     counts: dict[str, int] = {}
     for state in states.values():
         counts[state.what] = counts.get(state.what, 0) + 1
-    return f"{len(schedule.commands):,} commands: " + ", ".join(f"{n:,} {what}" for what, n in counts.items())
+    said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+    return f"{len(schedule.commands):,} commands: {said}" if said else "no commands yet"
 
 
 def _lasting(seconds: float, unknown: int, pending: int) -> str:

@@ -211,7 +211,7 @@ def _notes(
         elif row.reference != at and row.pairs < max(row.n, rows[row.reference].n):
             partial.append(f"{label(row.keys)} ({row.pairs} of {max(row.n, rows[row.reference].n)})")
     if len(alone) == len(rows) > 1:
-        said.append("No group is plain or random training, so none is compared with another: --against names one.")
+        said.append("Nothing is called plain or random, so no group is compared with another: --against names one.")
     elif alone and len(rows) > 1:
         said.append(f"There is no group to compare with for {listed(alone, 'and')}.")
     if partial:

@@ -28,13 +28,10 @@ class State(NamedTuple):
 
 def states(schedule: Schedule, known: Known, code: Mapping[str, str]) -> dict[str, State]:
     """name -> what would be done with each command, and why."""
-    found: dict[str, State] = {}
-    for name, command in schedule.commands.items():
-        found[name] = _state(command, known, code, found)
-    return found
+    return {name: _state(command, known, code) for name, command in schedule.commands.items()}
 
 
-def _state(command: Command, known: Known, code: Mapping[str, str], earlier: Mapping[str, State]) -> State:
+def _state(command: Command, known: Known, code: Mapping[str, str]) -> State:
     last = known.journal.get(command.key, {})
     if command.key in known.there:
         return State(DONE, "") if last.get("event") == "finished" else State(REUSED, "another study has it")
@@ -54,8 +51,7 @@ def _state(command: Command, known: Known, code: Mapping[str, str], earlier: Map
     if known.code.get(command.function, "") != code.get(command.function, ""):
         reasons.append(f"the code of {command.function}")
     if not reasons and old.reads != command.reads:
-        anew = [name for names in command.inputs.values() for name in names if earlier[name].what != DONE]
-        reasons.append(f"what it reads: {_few(anew)}" if anew else "what it reads")
+        reasons.append("what it reads")
     return State(RUNS, f"changed: {_few(reasons)}" if reasons else "was not run yet")
 
 
@@ -65,13 +61,18 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
         for key in [*old, *(key for key in new if key not in old)]:
             inner = path if key == "config" and not path else f"{path}.{key}" if path else str(key)
             if key not in old:
-                yield f"{inner} is {short(new[key])} now"
+                yield f"{inner} is {_cut(new[key])} now"
             elif key not in new:
-                yield f"{inner} was {short(old[key])}"
+                yield f"{inner} was {_cut(old[key])}"
             else:
                 yield from changes(old[key], new[key], inner)
     elif old != new:
-        yield f"{path} {short(old)} -> {short(new)}"
+        yield f"{path} {_cut(old)} -> {_cut(new)}"
+
+
+def _cut(value: Any) -> str:
+    text = short(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def estimate(schedule: Schedule, found: Mapping[str, State], known: Known) -> tuple[float, int]:
