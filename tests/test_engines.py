@@ -46,7 +46,8 @@ def _config(steps: int = 40, **changes: Any) -> dict[str, Any]:
     config["training"] |= {"total_iterations": steps, "evaluate_every": 10 if steps < 1000 else 500}
     config["training"]["save_every"] = 15 if steps < 1000 else 100
     config["members"] = {"seed": [0]}
-    config["sweep"] = {"optimizer.momentum": [0.5, 0.9]}
+    config["sweep"] = {"curriculum.pace.initial_size": [0.1, 0.2]}
+    config["arms"] = {"easy_first": {}, "hard_first": {"curriculum": {"order": "hard_first"}}}
     config["study"] = {"width": 2, "routines": ["prepare", "score", "train", "evaluate"]}
     return config | changes
 
@@ -142,7 +143,7 @@ def straight(tmp_path_factory) -> Path:
     """A study performed here, one command after another."""
     folder = tmp_path_factory.mktemp("straight")
     outcome = _run(folder, _config(), engines.inline())
-    assert not outcome.failed and len(_ends(folder)) == 1 + 2 + 4 + 4
+    assert not outcome.failed and len(_ends(folder)) == 1 + 1 + 4 + 4
     return folder
 
 

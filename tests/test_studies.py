@@ -7,13 +7,14 @@ import json
 import platform
 import shlex
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import CONFIG, contents, fcurr, process, written
+from small import CONFIG, contents, fcurr, written
 from typer.testing import Result
 
 from fcurr.io import artefacts, configs, execute, journal, studying
@@ -254,15 +255,17 @@ def _plugin(folder: Path, text: str, name: str) -> None:
     (folder / f"{name}.py").write_text(text)
 
 
-def test_the_command_that_tries_again_what_failed_can_be_pasted_into_a_shell(tmp_path):
+def test_the_command_that_tries_again_what_failed_can_be_pasted_into_a_shell(tmp_path, monkeypatch):
     stone = tmp_path / "stone"
     stone.write_text("")
     _plugin(tmp_path, FAULTY.format(path=str(stone)), "stony")
     config = PASTED | {"hooks": {"train": {"before": "stony:meddle"}}}
     arguments = ["--plugin", "stony", "--engine", "inline", "--only", "train/an arm*rate=0.1,*"]
-    child = process("run", written(tmp_path, config), "--out", tmp_path / "runs", *arguments)
-    _, said = child.communicate()
-    assert child.returncode == 1 and "Traceback" not in said
+    given = ["run", written(tmp_path, config), "--out", tmp_path / "runs", *arguments]
+    monkeypatch.setattr(sys, "argv", ["fcurr", *map(str, given)])
+    result = fcurr(*given)
+    said = result.stderr
+    assert result.exit_code == 1 and "Traceback" not in said
     failed = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert failed[0] == (
         "failed: train/an arm [of two][optimizer.learning_rate=0.1, seed=0]: RuntimeError: there is a stone in the way"
@@ -273,9 +276,7 @@ def test_the_command_that_tries_again_what_failed_can_be_pasted_into_a_shell(tmp
     again = [shlex.split(line.partition("again: ")[2]) for line in said.splitlines() if "again: " in line]
     stone.unlink()
     since = len(_lines(tmp_path))
-    child = process(*again[0][1:])
-    _, said = child.communicate()
-    assert again[0][0] == "fcurr" and child.returncode == 0, said
+    assert again[0][0] == "fcurr" and fcurr(*again[0][1:]).exit_code == 0
     begun = [line["name"] for line in _lines(tmp_path)[since:] if line["event"] == "started"]
     assert begun == ["train/an arm [of two][optimizer.learning_rate=0.1, seed=0]"]
 
@@ -403,11 +404,15 @@ def _trainings(folder: Path, config: dict[str, Any]) -> list[Command]:
     return [command for command in here.schedule.commands.values() if command.function == "train"]
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = ("Meta-Weight-Net with controls, BatchNorm and dropout", "a sweep of what cannot be one program")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case in LONG)) for case in CASES])
 def test_every_training_of_a_study_finds_what_the_same_config_finds_alone(case, tmp_path):
     _plugin(tmp_path, NET, "layered")
     result = _run(tmp_path, CASES[case], "--plugin", "layered")
     assert result.exit_code == 0, result.stderr
+    assert "one by one" not in result.stderr
     found = _evaluations(tmp_path)
     trainings = _trainings(tmp_path, CASES[case])
     assert {train.name.replace("train/", "evaluate/") for train in trainings} >= found.keys() and len(found) >= 4

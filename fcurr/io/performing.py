@@ -51,6 +51,7 @@ class Failed(NamedTuple):
     key: str
     error: str
     pruned: bool = False  # because its trial was not worth going on with
+    name: str = ""
 
 
 def perform(commands: Sequence[Command], place: Place) -> list[Failed]:
@@ -62,8 +63,10 @@ def perform(commands: Sequence[Command], place: Place) -> list[Failed]:
         for command in sorted(commands, key=lambda command: command.key):
             held.enter_context(_locked(place, command.key))
         due = [command for command in commands if artefacts.record(place.store, command.key) is None]
-        _note(place, [c for c in commands if c not in due], "finished", seconds=0.0, reused=1)
-        return _begun(due, place) if due else []
+        there = [command for command in commands if command not in due]
+        _note(place, there, "finished", seconds=0.0, reused=1)
+        begun = (folder(commands, place) / WORK).exists()  # then it goes on as it was, with all its members
+        return _begun(commands if begun else due, due, place) if due else []
 
 
 def under_way(store: Path) -> list[list[Command]]:
@@ -81,18 +84,19 @@ def command_of(table: Mapping[str, Any]) -> Command:
     return Command(**{**table, **pairs, "outputs": tuple(table["outputs"])})
 
 
-def _begun(due: list[Command], place: Place) -> list[Failed]:
-    own = folder(due, place)
+def _begun(commands: Sequence[Command], due: list[Command], place: Place) -> list[Failed]:
+    """Performs commands, of which some may be finished but not yet due to be forgotten."""
+    own = folder(commands, place)
     own.mkdir(parents=True, exist_ok=True)
     if not (own / WORK).exists():
-        files.write(own / WORK, json.dumps([command._asdict() for command in due], default=str))
+        files.write(own / WORK, json.dumps([command._asdict() for command in commands], default=str))
     _note(place, due, "started", **environment.where())
     try:
-        failed = _together(due, place, own)
+        failed = _together(list(commands), place, own)
     except (Stopped, KeyboardInterrupt):
         _note(place, due, "stopped")
         raise
-    forget(due, place)
+    forget(commands, place)
     return failed
 
 
@@ -141,7 +145,7 @@ def _outcomes(due: list[Command], place: Place, folder: Path) -> Iterator[Failed
                 yield Failed(work.command.key, "", pruned=True)
             elif isinstance(outputs, Lost):
                 yield _fail(place, work.command, BadInput(outputs.error))
-            else:
+            elif artefacts.record(place.store, work.command.key) is None:
                 last = _hooked(work, "after", outputs, here)
                 _finish(place, work.command, last.inputs, seen, leaks, (time.monotonic() - began) / len(due))
 
@@ -256,7 +260,7 @@ def _fail(place: Place, command: Command, wrong: BaseException) -> Failed:
     (place.study / FAILURES).mkdir(exist_ok=True)
     files.write(place.study / FAILURES / f"{command.key}.txt", "".join(traceback.format_exception(wrong)))
     _note(place, [command], "failed", error=line)
-    return Failed(command.key, line)
+    return Failed(command.key, line, name=command.name)
 
 
 def _line(wrong: BaseException) -> str:

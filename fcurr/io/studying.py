@@ -149,6 +149,7 @@ def run(here: Opened, engine: Engine, *, fail_fast: bool, fresh: bool) -> tuple[
     if strange and not (folder / journal.JOURNAL).exists():
         raise BadInput(f"{folder} is not a study's folder: it holds {strange[0]}; give another name with name=...")
     with store.held(folder), signals.asked_to_stop() as asked:
+        (folder / journal.JOURNAL).touch()  # first of all: the folder is that of a study
         here.place.store.mkdir(parents=True, exist_ok=True)
         if fresh:
             _forget(here)
@@ -208,6 +209,8 @@ def _begun(here: Opened) -> Iterator[str]:
 
 
 def _counted(schedule: Schedule, states: Mapping[str, State]) -> str:
+    if not states:
+        return "no trial yet"
     counts: dict[str, int] = {}
     for state in states.values():
         counts[state.what] = counts.get(state.what, 0) + 1
@@ -288,14 +291,12 @@ def ended(outcome: Outcome) -> str:
 
 def failures(here: Opened, outcome: Outcome, again: str) -> Iterator[str]:
     """Every command that failed: why, where all of it is told, and how to try it again."""
-    names = {key: command.name for key, command in here.schedule.by_key.items()}
-    said = journal.read(here.place.study)
+    planned = here.schedule.by_key
     for one in outcome.failed:
-        name = str(names.get(one.key) or said.get(one.key, {}).get("name", one.key))
-        yield f"failed: {name}: {one.error}"
+        yield f"failed: {one.name}: {one.error}"
         yield f"  in full: {here.place.study / performing.FAILURES / one.key}.txt"
-        if one.key in names:
-            yield f"  again: {again} --only {shlex.quote(name)}"
+        if one.key in planned:  # a trial of a search that has failed is not tried again
+            yield f"  again: {again} --only {shlex.quote(planned[one.key].name)}"
 
 
 def summary(here: Opened, outcome: Outcome) -> list[str]:
