@@ -221,7 +221,7 @@ def test_a_trial_that_fails_is_told_as_failed_and_the_search_goes_on(tmp_path):
     wrong = [one.number for one in trials if one.point["optimizer.learning_rate"] == 1e30]
     assert 0 < len(wrong) < 6
     assert [one.number for one in trials if one.state == "failed"] == wrong
-    assert result.exit_code == 1
+    assert result.exit_code == 0  # it found something
     assert f"trial {wrong[0]}: failed" in result.stderr
     told = [line for line in result.stderr.splitlines() if line.startswith("failed: train/")]
     assert {int(line.partition("trial=")[2].partition(",")[0]) for line in told} == {*wrong}

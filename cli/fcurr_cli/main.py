@@ -60,12 +60,21 @@ def run(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Of a study: stop at the first failure.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Of a study: also if its sweep makes very many runs.")] = False,
     only: Only = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--engine-option", metavar="KEY=VALUE", help="Of an engine, such as slurm_partition=long."),
+    ] = None,
 ) -> None:
     """Run what CONFIG describes, a run or a study; the same command again continues what is unfinished."""
     from fcurr_cli import commands, studies
 
     commands.run(
-        config, changes or [], plugin or [], out, fresh, studies.How(engine, jobs, fail_fast, yes, tuple(only or ()))
+        config,
+        changes or [],
+        plugin or [],
+        out,
+        fresh,
+        studies.How(engine, jobs, fail_fast, yes, tuple(only or ()), tuple(option or ())),
     )
 
 

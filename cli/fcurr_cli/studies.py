@@ -1,6 +1,7 @@
 """What the commands for studies do: call the library, print, and turn how a study ended into an exit code."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,20 +19,21 @@ class How(NamedTuple):
     fail_fast: bool = False
     yes: bool = False
     only: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def run(table: dict[str, Any], config: Path, plugins: Sequence[str], out: Path, fresh: bool, how: How) -> None:
     """A config that is a study; called where a wrong key is given its line."""
     from fcurr.errors import BadInput
     from fcurr.io import engines, notifying, studying
-    from fcurr.study import sections, sweeping
 
-    study = sections.read(table)
-    if study.sweep is not None and not how.yes:
-        sweeping.limited(study.sweep)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput("torchrun is for single runs: a study has --jobs, and engines (--engine)")
+    if not how.yes:
+        _limited(table)
     here = studying.opened(table, plugins, out, config.resolve().parent, how.only)
     studying.tried(here)
-    engine = engines.named(how.engine or "local", how.jobs or 1)
+    engine = engines.named(how.engine or "local", how.jobs or 1, engines.options(how.options))
     try:
         here, outcome = studying.run(here, engine, fail_fast=how.fail_fast, fresh=fresh)
     except BadInput:
@@ -46,8 +48,17 @@ def run(table: dict[str, Any], config: Path, plugins: Sequence[str], out: Path, 
     notifying.tell(here.study.notify, here.name, studying.ended(outcome))
     for line in studying.summary(here, outcome):
         print(line)
-    if outcome.failed:
+    if studying.fails(here, outcome):
         raise fail(studying.ended(outcome), 1)
+
+
+def _limited(table: dict[str, Any]) -> None:
+    """BadInput where a sweep makes more runs than it may without being asked."""
+    from fcurr.study import sections, sweeping
+
+    study = sections.read(table)
+    if study.sweep is not None:
+        sweeping.limited(study.sweep)
 
 
 def _again(without: str = "") -> str:
@@ -65,6 +76,7 @@ def _again(without: str = "") -> str:
 def check(table: dict[str, Any], config: Path, plugins: Sequence[str], out: Path) -> list[str]:
     from fcurr.io import studying
 
+    _limited(table)
     here = studying.opened(table, plugins, out, config.resolve().parent)
     studying.tried(here)
     return studying.forecast(here)[0]
@@ -84,6 +96,7 @@ def plan(
 
         table, source = configs.load(config, changes, plugins)
         try:
+            _limited(table)
             here = studying.opened(table, plugins, out, config.resolve().parent, only)
         except configs.BadInput as wrong:
             raise configs.located(wrong, source) from None
@@ -130,23 +143,6 @@ def compare(folders: Sequence[Path], *, which: str, aggregate: str, repeats: Seq
         how |= {"which": which, "aggregate": aggregate, "repeats": repeats or comparison.REPEATS}
         lines = comparison.compare(folders, **how)
         print("\n".join(lines))
-
-
-def find(what: str, config: Path, changes: Sequence[str], plugins: Sequence[str], as_json: bool) -> None:
-    with messages():
-        from fcurr.errors import BadInput
-        from fcurr.io import configs, finding
-        from fcurr.study.near import near
-
-        finders = {"learning_rate": finding.learning_rate, "batch_size": finding.batch_size}
-        if what not in finders:
-            raise BadInput(f"there is nothing to find a {what} by{near(what, finders)}; there are {', '.join(finders)}")
-        table, source = configs.load(config, changes, plugins)
-        try:
-            found = finders[what](table, plugins)
-        except configs.BadInput as wrong:
-            raise configs.located(wrong, source) from None
-        print(json.dumps(found.table, indent=1) if as_json else "\n".join(found.lines))
 
 
 def runs(out: Path) -> None:

@@ -31,6 +31,7 @@ class Record(NamedTuple):
     seen: Seen
     leaks: tuple[str, ...]  # uses of samples that ought not to be, where a study records them
     seconds: float
+    steps: int  # of training, or 1
     environment: dict[str, str]
 
 

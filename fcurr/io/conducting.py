@@ -80,7 +80,7 @@ def conduct(
     failed: dict[str, Failed] = {}
     running: dict[Hashable, Job] = {}
     tries: dict[str, int] = {}  # of a program, by its first command
-    stopped = 0
+    stopped, told = 0, time.monotonic()
     while waiting or running:
         blocked = _blocked(schedule, failed)
         waiting = [job for job in (_without(job, blocked) for job in waiting) if job]
@@ -109,6 +109,9 @@ def conduct(
             failed |= wrong
             if not ended.stopped and not (ended.lost and stopped):
                 done |= {command.key for command in job if command.key not in wrong}
+            if time.monotonic() - told >= progress.EVERY:
+                told = time.monotonic()
+                progress.say(f"{len(done & everything):,} of {len(everything):,} commands are done")
     wrong, pruned = ([one for one in failed.values() if one.pruned is kind] for kind in (False, True))
     late = _blocked(schedule, {one.key: one for one in wrong})
     return Outcome(done & everything, wrong, sorted(late), stopped, {one.key for one in pruned})

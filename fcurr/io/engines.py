@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fcurr.errors import BadInput, Halt
-from fcurr.io import allocator, signals
+from fcurr.io import allocator, signals, toml
 from fcurr.io.journey import Stopped
 from fcurr.io.performing import Failed, Place, perform
 from fcurr.study.near import near
@@ -60,6 +60,17 @@ def named(name: str, jobs: int, options: Mapping[str, Any] = {}) -> Engine:
             raise BadInput(f"--engine {name} takes no options, such as {next(iter(options))}")
         return inline() if name == "inline" else local(jobs)
     return importlib.import_module(f"fcurr.io.engine_{name}").engine(jobs, options)
+
+
+def options(written: Sequence[str]) -> dict[str, Any]:
+    """key=value as a table; values are those of TOML."""
+    found = {}
+    for one in written:
+        key, equals, text = one.partition("=")
+        if not equals or not key:
+            raise BadInput(f"`{one}` is not an option: key=value, such as slurm_partition=long")
+        found[key] = toml.value(text)
+    return found
 
 
 def inline() -> Engine:

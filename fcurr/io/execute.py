@@ -22,6 +22,8 @@ def execute(experiment: Experiment, folder: Path, plugins: dict[str, str], *, fr
     need("report.html", matplotlib="report", jinja2="report")
     need("metrics.parquet", pyarrow="data")
     allocator.keep()
+    if folder.name == "store":
+        raise BadInput(f"{folder} is where studies keep what they made: no run can have this name", "name")
     prepared = runner.load(experiment)
     plan(experiment, prepared)
     _loggers(experiment, folder)

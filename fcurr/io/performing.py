@@ -23,7 +23,7 @@ from fcurr.io import artefacts, configs, environment, files, journal, progress, 
 from fcurr.io.artefacts import Record
 from fcurr.io.journey import Stopped
 from fcurr.io.routines import Here, Lost, Outputs, Prune, Pruned, Work
-from fcurr.study import history, provenance
+from fcurr.study import history, outlook, provenance
 from fcurr.study.bind import find
 from fcurr.study.provenance import Seen
 from fcurr.study.schedule import Command, fingerprint
@@ -165,6 +165,7 @@ def _finish(
         seen=seen,
         leaks=leaks,
         seconds=round(seconds, 4),
+        steps=outlook.steps(command),
         environment=environment.where(),
     )
     artefacts.commit(place.store, record)

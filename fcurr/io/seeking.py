@@ -62,12 +62,13 @@ def seek(
         asked: Trials = {}
         while len(asked) < at_once and (trial := searching.ask(search)) is not None:
             asked[trial.number] = trial.point
+            if (trial.number + 1) % at_once == 0:  # a batch that was cut is made whole, and no longer
+                break
         schedule = planned({**trials, **asked})
         if asked:
-            mine = [
-                c.name for c in schedule.commands.values() if c.label.get("trial") in asked and c.function == "validate"
-            ]
-            outcome = perform(schedule, needed(schedule, mine), place)
+            own = (c for c in schedule.commands.values() if c.label.get("trial") in asked)
+            mine = needed(schedule, [c.name for c in own if c.function == "validate"])
+            outcome = perform(schedule, mine, place)
         else:
             outcome = perform(schedule, schedule, place)
         failed, pruned = [*failed, *outcome.failed], pruned | outcome.pruned

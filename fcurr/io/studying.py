@@ -135,7 +135,7 @@ def forecast(here: Opened, *, everything: bool = False) -> tuple[list[str], dict
             for command in here.schedule.commands.values()
         ],
     }
-    told = list(here.study.sweep.told) if here.study.sweep else []
+    told = [*_told(here)]
     return [head, *outlook.lines(here.schedule, states, jobs, everything=everything), *told], data
 
 
@@ -194,12 +194,21 @@ def _searched(
     return here._replace(whole=schedule, schedule=schedule, place=place), outcome
 
 
+def _told(here: Opened) -> Iterator[str]:
+    """What a person should know before a study begins."""
+    yield from here.study.sweep.told if here.study.sweep else ()
+    for key in ("observers", "loggers"):
+        if key in here.config:
+            yield f"{key} are of single runs: in a study there are none"
+
+
 def _begun(here: Opened) -> Iterator[str]:
     """What will be done, in a line, and what a changed config does anew."""
     past = known(here)
     states = outlook.states(here.schedule, past, here.facts.code)
     seconds, unknown = outlook.estimate(here.schedule, states, past)
     yield f"{_counted(here.schedule, states)}{_lasting(seconds, unknown, 0)}"
+    yield from _told(here)
     anew: dict[str, list[str]] = {}
     for name, state in states.items():
         if state.why.startswith("changed: ") and state.what == RUNS:
@@ -242,12 +251,12 @@ def _before(folder: Path) -> tuple[dict[str, Command], dict[str, str]]:
 
 
 def _seconds(folder: Path) -> dict[str, list[float]]:
-    """How long commands took that this store has results of."""
+    """How long commands took that this store has results of, a step."""
     found: dict[str, list[float]] = {}
     for path in sorted((folder / artefacts.RECORDS).glob("*.json"))[:20_000]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             table = json.loads(path.read_bytes())
-            found.setdefault(table["function"], []).append(table["seconds"])
+            found.setdefault(table["function"], []).append(table["seconds"] / table["steps"])
     return found
 
 
@@ -287,6 +296,14 @@ def ended(outcome: Outcome) -> str:
         return f"finished, {len(outcome.done):,} commands"
     blocked = f", {len(outcome.blocked):,} wait for these" if outcome.blocked else ""
     return f"{len(outcome.failed):,} of {len(outcome.failed) + len(outcome.done):,} commands failed{blocked}"
+
+
+def fails(here: Opened, outcome: Outcome) -> bool:
+    """Whether a study has failed: a search has not that found something, whatever became of some trials."""
+    found = any(
+        command.function == "validate" and command.key in outcome.done for command in here.schedule.by_key.values()
+    )
+    return bool(outcome.failed) and not (sections.searched(here.study) and found)
 
 
 def failures(here: Opened, outcome: Outcome, again: str) -> Iterator[str]:

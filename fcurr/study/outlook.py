@@ -18,7 +18,7 @@ class Known(NamedTuple):
     begun: Collection[str] = ()  # keys of commands that have a checkpoint
     before: Mapping[str, Command] = {}  # name -> the command as it was planned last
     code: Mapping[str, str] = {}  # function -> hash of its code then
-    seconds: Mapping[str, list[float]] = {}  # function -> how long its commands took
+    seconds: Mapping[str, list[float]] = {}  # function -> how long its commands took, a step
 
 
 class State(NamedTuple):
@@ -34,7 +34,7 @@ def states(schedule: Schedule, known: Known, code: Mapping[str, str]) -> dict[st
 def _state(command: Command, known: Known, code: Mapping[str, str]) -> State:
     last = known.journal.get(command.key, {})
     if command.key in known.there:
-        return State(DONE, "") if last.get("event") == "finished" else State(REUSED, "another study has it")
+        return State(DONE, "") if last.get("event") == "finished" else State(REUSED, "the store has it")
     if command.key in known.begun:
         return State(CONTINUES, "goes on from its checkpoint")
     event = last.get("event")
@@ -70,6 +70,14 @@ def changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
         yield f"{path} {_cut(old)} -> {_cut(new)}"
 
 
+def steps(command: Command) -> int:
+    """What of its config says how long a command takes: the steps, or passes, of training."""
+    section, key, default = {"train": ("training", "total_iterations", 1), "score": ("fit", "iterations", 300)}.get(
+        command.function, ("", "", 1)
+    )
+    return command.config.get(section, {}).get(key, default)
+
+
 def _cut(value: Any) -> str:
     text = short(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -83,7 +91,7 @@ def estimate(schedule: Schedule, found: Mapping[str, State], known: Known) -> tu
         if found[name].what in (RUNS, CONTINUES) and command.key not in keys:
             keys.add(command.key)
             past = known.seconds.get(command.function, [])
-            total, unknown = total + (median(past) if past else 0.0), unknown + (not past)
+            total, unknown = total + (steps(command) * median(past) if past else 0.0), unknown + (not past)
     return total, unknown
 
 

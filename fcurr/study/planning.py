@@ -99,7 +99,8 @@ def _own(study: Study, facts: Facts, commands: Mapping[str, Command]) -> Iterato
             raise BadInput(f"there is a command of this name already: {name}", where)
         inputs: dict[str, tuple[str, ...]] = {}
         for pattern in own.inputs:
-            found = tuple(other for other in known if other != name and fnmatchcase(other, pattern))
+            matching = tuple(other for other in known if other != name and fnmatchcase(other, pattern))
+            found = (pattern,) if pattern in known else matching
             if not found and pattern != name:
                 raise BadInput(f"no command is called {pattern}; there are {_few(known)}", f"{where}.inputs")
             inputs[pattern] = found or (name,)

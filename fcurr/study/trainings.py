@@ -11,7 +11,7 @@ from fcurr.study.config import read
 from fcurr.study.members import Member
 from fcurr.study.schedule import Command, canonical, fingerprint
 from fcurr.study.sections import Study, inner_folds
-from fcurr.study.sweeping import applied
+from fcurr.study.sweeping import applied, origin
 
 SAMPLES = ("seed", "data", "tasks", "split", "clean", "noise", "imbalance")  # what says which samples there are
 MODEL = (*SAMPLES, "scaling", "model", "loss", "augment")
@@ -119,8 +119,9 @@ def _ones(point: Point, study: Study, facts: Facts, plugins: Collection[str]) ->
     try:
         experiment = read(point.config, plugins)
     except BadInput as wrong:
-        key = next((key for key in point.axes if wrong.where == key or wrong.where.startswith(f"{key}.")), None)
-        raise BadInput(str(wrong), wrong.where if key is None else f"sweep.{wrong.where}") from None
+        where = origin(wrong.where, point.axes)
+        folds = where.startswith(("sweep.split.fold", "sweep.split.inner_fold")) and study.folds
+        raise BadInput(str(wrong), "cross_validation" if folds else where) from None
     for member, own in zip(experiment.members, members.trainings(point.config), strict=True):
         scratch = {key: value for key, value in own.items() if key != "start"}
         prepare = _prepare(scratch, study, facts)
@@ -179,8 +180,9 @@ def _score(base: Mapping[str, Any], prepare: Command, study: Study, facts: Facts
 def _train(one: One, study: Study, facts: Facts) -> Command:
     parameters = training(one, facts) | hooked(study, "train", facts)
     shared = {key: value for key, value in parameters["config"].items() if key not in (*OF_A_MEMBER, "score", "fit")}
-    kinds = [None if call is None else shape(call) for call in (one.member.optimizer, one.member.reweighting)]
-    rates = {} if one.member.reweighting is None else numbers(one.member.reweighting)
+    learned = one.member.reweighting if "reweighting" in one.own else None
+    kinds = [None if call is None else shape(call) for call in (one.member.optimizer, learned)]
+    rates = {} if learned is None else numbers(learned)
     same = {key: value for key, value in rates.items() if key not in members.RATES}
     return Command(
         name=f"train/{one.member.arm}{titled(one.label)}",
