@@ -11,7 +11,7 @@ from fcurr.io.performing import Failed, Place
 from fcurr.study import history
 from fcurr.study.schedule import Command, Schedule, readers
 
-TRIES = 3  # times that a program is begun whose worker is lost
+TRIES = 3  # times that a program is begun whose worker is lost, and that comes no further
 
 
 class Outcome(NamedTuple):
@@ -79,20 +79,22 @@ def conduct(
     done = (everything | there) - pending.keys()
     failed: dict[str, Failed] = {}
     running: dict[Hashable, Job] = {}
-    tries: dict[str, int] = {}  # of a program, by its first command
-    stopped, told = 0, time.monotonic()
+    tries: dict[str, list[str]] = {}  # of a program, by its first command: how far it had come each time
+    stopped, told, known = 0, time.monotonic(), 0
     while waiting or running:
-        blocked = _blocked(schedule, failed)
-        waiting = [job for job in (_without(job, blocked) for job in waiting) if job]
+        if len(failed) > known:
+            blocked, known = _blocked(schedule, failed), len(failed)
+            waiting = [job for job in (_without(job, blocked) for job in waiting) if job]
         stopping = stopped or asked() or (fail_fast and any(not one.pruned for one in failed.values()))
         while waiting and len(running) < engine.slots and not stopping:
             ready = next((n for n, job in enumerate(waiting) if all(_reads(c) <= done for c in job)), None)
             if ready is None:
                 break
             job = waiting.pop(ready)
-            tries[job[0].key] = tries.get(job[0].key, 0) + 1
+            tries.setdefault(job[0].key, []).append(performing.reached(job, place))
             running[engine.start(job, place)] = job
         if not running:
+            stopped = stopped or asked()
             break
         if asked() and not stopped:
             stopped = asked()
@@ -100,7 +102,7 @@ def conduct(
         for ticket, ended in engine.wait(list(running)).items():
             job = running.pop(ticket)
             stopped = stopped or ended.stopped
-            if ended.lost and not stopped and tries[job[0].key] < TRIES:
+            if ended.lost and not stopped and not _stuck(tries[job[0].key]):
                 progress.say(f"{job[0].name}: {ended.lost}; it is begun again from its checkpoint")
                 waiting.insert(0, job)
                 continue
@@ -115,6 +117,11 @@ def conduct(
     wrong, pruned = ([one for one in failed.values() if one.pruned is kind] for kind in (False, True))
     late = _blocked(schedule, {one.key: one for one in wrong})
     return Outcome(done & everything, wrong, sorted(late), stopped, {one.key for one in pruned})
+
+
+def _stuck(tries: list[str]) -> bool:
+    """Whether a program has been begun several times at the same checkpoint."""
+    return len(tries) >= TRIES and len(set(tries[-TRIES:])) == 1
 
 
 def _reads(command: Command) -> set[str]:

@@ -110,6 +110,12 @@ def folder(commands: Sequence[Command], place: Place) -> Path:
     return place.store / artefacts.WORKING / fingerprint([command.key for command in commands])
 
 
+def reached(commands: Sequence[Command], place: Place) -> str:
+    """How far a program has come: its newest checkpoint."""
+    found = folder(commands, place).rglob("*.safetensors")
+    return max((f"{path.parent.name}/{path.stem.partition('-')[2]}" for path in found), default="")
+
+
 def _together(due: list[Command], place: Place, folder: Path) -> list[Failed]:
     """Commands as one program; if it fails, those that have not ended one by one: one may be at fault and the others
     not."""
