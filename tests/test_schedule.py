@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small import CONFIG
 
 from fcurr.errors import BadInput
-from fcurr.study import history, outlook, provenance
+from fcurr.study import history, outlook, planning, provenance
 from fcurr.study.members import override
 from fcurr.study.outlook import Known
 from fcurr.study.planning import plan
@@ -248,3 +248,114 @@ def test_a_plan_says_why_a_command_runs():
     assert set(_why(CONFIG, CONFIG).values()) == {"done: "}
     new = _why(override(CONFIG, "arms", CONFIG["arms"] | {"late": {"curriculum": {"order": "hard_first"}}}), CONFIG)
     assert new["train/late[seed=0]"] == "to run: new" and new["train/plain[seed=1]"] == "done: "
+
+
+def test_a_key_that_is_swept_and_an_axis_of_members_is_refused():
+    for swept, axes in (("seed", {"seed": [0, 1]}), ("optimizer", {"optimizer": {"learning_rate": [0.1]}})):
+        config = CONFIG | {"sweep": {swept: [CONFIG.get(swept, 0)]}, "members": axes}
+        with pytest.raises(BadInput, match=r"^`.*` is swept, and an axis of \[members\] as well: one of them$"):
+            plan(config, Facts())
+    alone = {key: value for key, value in CONFIG.items() if key != "members"} | {"sweep": {"seed": [3, 4]}}
+    seeds = [c.config["members"] for c in plan(alone, Facts()).commands.values() if c.function == "train"]
+    assert sorted(seed for one in seeds for seed in one["seed"]) == [3, 3, 4, 4]
+
+
+def test_two_different_commands_are_not_called_the_same():
+    """An arm may be named so that it meets an axis."""
+    clash = {
+        "arms": {"a": {}, "a[curriculum.sampling=balanced, seed=0]": {"curriculum": {"pace": "none"}}},
+        "sweep": {"curriculum.sampling": ["balanced"]},
+        "members": {"seed": [0]},
+    }
+    names = [*plan(CONFIG | clash, Facts()).commands]
+    assert len(names) == len(set(names))
+    same = [_command("x"), _command("x")._replace(parameters={"n": 1})]
+    with pytest.raises(BadInput, match=r"^two different commands would be called x: give arms and axes other names$"):
+        planning._once(same)
+    assert list(planning._once([same[0], same[0]])) == ["x"]
+
+
+RHO = CONFIG | {
+    "clean": {"fn": "balanced", "size": 20},
+    "weighting": "rho_loss",
+    "arms": {"one": {"curriculum": {"order": "random"}}},
+}
+
+
+def test_what_a_model_of_clean_samples_loses_is_a_command_that_trainings_read():
+    schedule = plan(RHO, Facts())
+    (command,) = [c for c in schedule.commands.values() if c.function == "irreducible"]
+    assert command.uses == {"fit": "clean"}
+    keys = {c.key for c in schedule.commands.values() if c.function == "train"}
+    longer = plan(override(RHO, "fit.iterations", 33), Facts())
+    assert not keys & {c.key for c in longer.commands.values() if c.function == "train"}
+    rates = plan(RHO | {"sweep": {"optimizer.learning_rate": [0.1, 0.2]}}, Facts())
+    trained = [c for c in rates.commands.values() if c.function == "train"]
+    assert len({c.inputs["irreducible"] for c in trained}) == len({c.together for c in trained}) == 2
+
+
+def test_somebodys_own_code_has_the_names_and_the_order_of_what_it_reads_in_its_key():
+    def key(config: dict[str, Any], name: str) -> str:
+        return _keys(config)[name]
+
+    own = CONFIG | {"commands": {"mine": {"function": "mine:f", "inputs": ["train/plain*", "train/easy*"]}}}
+    turned = override(own, "commands", {"mine": {"function": "mine:f", "inputs": ["train/easy*", "train/plain*"]}})
+    assert key(own, "mine") != key(turned, "mine")
+    renamed = own | {"arms": {"plain": CONFIG["arms"]["plain"], "easy_one": CONFIG["arms"]["easy_first"]}}
+    assert key(own, "mine") != key(renamed, "mine")
+    hooked = CONFIG | {"hooks": {"evaluate": {"after": "mine:f"}}}
+    arms = {"other": CONFIG["arms"]["plain"], "easy_first": {}}
+    assert key(CONFIG, "evaluate/plain[seed=0]") == key(CONFIG | {"arms": arms}, "evaluate/other[seed=0]")
+    assert key(hooked, "evaluate/plain[seed=0]") != key(hooked | {"arms": arms}, "evaluate/other[seed=0]")
+
+
+def test_a_run_that_rewinds_depends_on_when_it_saves():
+    for policy, differs in (("rewind", True), ("stop", False)):
+        config = override(CONFIG, "training.on_nonfinite", policy)
+        other = override(config, "training.save_every", 5)
+        name = "train/plain[seed=0]"
+        assert (_keys(config)[name] != _keys(other)[name]) is differs
+
+
+def test_the_order_of_tasks_is_in_the_keys_and_their_metrics_are_not():
+    tasks = {"a": {"data": "digits"}, "b": {"data": {"fn": "npz", "path": "b.npz"}}}
+    config = {key: value for key, value in CONFIG.items() if key not in ("data", "noise", "score", "arms")}
+    config |= {"curriculum": {"order": "random", "pace": "none"}, "tasks": tasks}
+    turned = config | {"tasks": dict(reversed(tasks.items()))}
+    assert not {*_keys(config).values()} & {*_keys(turned).values()}
+    measured = config | {"tasks": {**tasks, "a": {"data": "digits", "metrics": ["balanced_accuracy"]}}}
+    same = {n for n, key in _keys(config).items() if _keys(measured).get(n) == key}
+    assert {name.partition("/")[0] for name in same} >= {"prepare", "train"}
+
+
+NESTED = {
+    **{key: CONFIG[key] for key in ("data", "model", "optimizer", "training")},
+    "split": {"fn": "stratified_k_fold"},
+    "cross_validation": {"folds": 2, "inner_folds": 2},
+}
+
+
+def test_inner_folds_choose_among_orders_as_among_anything_else():
+    config = NESTED | {"score": CONFIG["score"], "sweep": {"curriculum.order": ["easy_first", "random"]}}
+    chosen = [c for c in plan(config, Facts()).commands.values() if "choice" in c.inputs and c.function == "train"]
+    assert [command.name for command in chosen] == [
+        "train/chosen[split.fold=0], chosen",
+        "train/chosen[split.fold=1], chosen",
+    ]
+    assert all(len(command.config["among"]) == 2 for command in chosen)
+
+
+def test_inner_folds_refuse_a_choice_among_different_samples_or_by_a_number_that_is_swept():
+    with pytest.raises(BadInput) as wrong:
+        plan(NESTED | {"sweep": {"data": ["digits", "iris"]}}, Facts())
+    assert str(wrong.value) == (
+        "a choice is among trainings on the same samples, from the same beginning and beside the same models: what is "
+        "swept changes these"
+    )
+    tasks = {"tasks": {"a": {"data": "digits"}}, "sweep": {"tasks.a.weight": [1.0, 2.0]}}
+    with pytest.raises(BadInput) as wrong:
+        plan({key: value for key, value in NESTED.items() if key != "data"} | tasks, Facts())
+    assert (str(wrong.value), wrong.value.where) == (
+        "`tasks.a.weight` changes what trainings are chosen by, the joint loss: it cannot be chosen itself",
+        "sweep.tasks.a.weight",
+    )

@@ -135,7 +135,7 @@ def test_more_trials_go_on_with_a_search_and_a_search_that_is_done_has_none(tmp_
 
 
 def test_told_again_a_trial_counts_once_and_as_it_was(tmp_path):
-    search = opened(tmp_path)
+    search = opened(tmp_path, {**TABLE, "pruner": "median"})
     ends: list[Any] = [0.5, "pruned", "failed", math.nan, math.inf]
     for end in ends:
         trial = searching.ask(search)
@@ -212,6 +212,65 @@ def test_reports_that_are_made_again_after_a_restart_are_answered_as_they_were(t
     assert searching.resume(later) == [5]
     searching.ask(later)
     assert {iteration: searching.report(later, 5, iteration, value) for iteration, value in curve.items()} == said
+
+
+def test_of_a_trial_that_has_ended_nothing_more_is_written(tmp_path):
+    table = {**TABLE, "method": "random", "pruner": "median"}
+    search = opened(tmp_path, table)
+    for number in range(5):
+        searching.ask(search)
+        searching.report(search, number, 10, 0.0)
+        searching.tell(search, number, 0.0)
+    for iteration in (10, 20):
+        searching.ask(search)
+        assert searching.report(search, 5, iteration, 1.0)
+    searching.tell(search, 5, "pruned")
+    before = searching.finished(search)
+    assert not searching.report(search, 0, 10, 99.0) and not searching.report(search, 0, 30, 99.0)
+    assert not searching.report(search, 5, 5, 99.0) and searching.report(search, 5, 30, -99.0)
+    assert searching.finished(search) == before
+    assert search.study.trials[0].intermediate_values == {10: 0.0}
+    assert search.study.trials[5].intermediate_values == {10: 1.0}
+
+
+def test_without_a_pruner_nothing_is_reported(tmp_path):
+    search = opened(tmp_path)
+    searching.ask(search)
+    before = (tmp_path / "search.db").read_bytes()
+    assert not searching.report(search, 0, 1, 1.0)
+    assert (tmp_path / "search.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("end", ["failed", math.nan])
+def test_a_trial_that_failed_is_given_out_again_when_a_search_is_begun_again_and_then_counts_as_it_ends(end, tmp_path):
+    search = opened(tmp_path)
+    for number in range(12):
+        trial = searching.ask(search)
+        assert trial is not None and trial.number == number  # not again in the same run
+        searching.tell(search, number, end if number in (2, 11) else worth(trial.point))
+    wrong = [one for one in searching.finished(search) if one.state == "failed"]
+    assert [one.number for one in wrong] == [2, 11]
+    for ends in ({2: "failed", 11: 0.5}, {2: 0.25}):
+        later = opened(tmp_path)
+        assert searching.resume(later) == list(ends)
+        for number, ended in ends.items():
+            again = searching.ask(later)
+            assert again is not None and again.number == number
+            assert again.point == next(one.point for one in wrong if one.number == number)
+            searching.tell(later, number, ended)
+    found = searching.finished(opened(tmp_path))
+    assert {one.number: one.value for one in found if one.number in (2, 11)} == {2: 0.25, 11: 0.5}
+    assert len(found) == 12 and {one.state for one in found} == {"complete"}
+
+
+def test_searches_of_two_names_in_one_file_know_nothing_of_one_another(tmp_path, whole):
+    path, sweep = tmp_path / "search.db", sweeping.read(TABLE)
+    one, other = (searching.opened(path, sweep, LOWER, name, total=81) for name in ("one", "other"))
+    went(one, 11)
+    assert searching.finished(other) == []
+    went(other)
+    went(searching.opened(path, sweep, LOWER, "one", total=81))
+    assert searching.finished(one) == searching.finished(other) == whole
 
 
 CHANGES = {

@@ -240,3 +240,134 @@ def test_the_first_trial_that_fails_stops_a_search_if_told_to(tmp_path):
 def test_a_part_of_a_search_cannot_be_asked_for(tmp_path):
     result = _run(tmp_path, _swept(trials=2), "--only", "prepare/*")
     assert result.exit_code == 2, result.stderr
+
+
+def _models(folder: Path) -> list[Path]:
+    return sorted((folder / "runs/store/model").iterdir())
+
+
+SMALL = _swept(trials=3) | {"study": {"routines": ["evaluate"]}, "members": {"seed": [0]}}
+
+
+def test_a_search_whose_config_changed_is_begun_anew_and_found_again_when_it_is_changed_back(tmp_path):
+    longer = SMALL | {"training": SMALL["training"] | {"total_iterations": 40}}
+    assert _run(tmp_path, SMALL).exit_code == 0
+    first = _trials(tmp_path)
+    result = _run(tmp_path, longer)
+    assert result.exit_code == 0 and "failed" not in result.stderr
+    assert "of another config, other files or other code: the search is anew" in result.stderr
+    second = _trials(tmp_path)
+    alone = _run(tmp_path / "alone", longer)
+    assert second == _trials(tmp_path / "alone") and [one.value for one in second] != [one.value for one in first]
+    best = [line for line in result.stderr.splitlines() if line.startswith("the best of 3 trials is ")]
+    assert best and best == [line for line in alone.stderr.splitlines() if line.startswith("the best of")]
+    lines = len(_lines(tmp_path))
+    assert _run(tmp_path, SMALL).exit_code == 0
+    assert _trials(tmp_path) == first and _started(tmp_path, lines).get("train", 0) == 0
+
+
+def test_what_changes_no_number_leaves_a_search_as_it_was(tmp_path):
+    assert _run(tmp_path, SMALL).exit_code == 0
+    first, lines = _trials(tmp_path), len(_lines(tmp_path))
+    other = SMALL | {"study": {"routines": ["evaluate"], "width": 3}}
+    other["training"] = SMALL["training"] | {"save_every": 7}
+    result = _run(tmp_path, other)
+    assert result.exit_code == 0 and "anew" not in result.stderr
+    assert _trials(tmp_path) == first and _started(tmp_path, lines) == {}
+
+
+@pytest.mark.parametrize("pruner", ["none", "median"])
+def test_a_model_that_is_gone_is_trained_again_and_its_trial_stays_as_it_was(pruner, tmp_path):
+    config = SMALL | {"sweep": SMALL["sweep"] | {"pruner": pruner}}
+    assert _run(tmp_path, config).exit_code == 0
+    trials, lines, gone = _trials(tmp_path), len(_lines(tmp_path)), _models(tmp_path)[0]
+    before = gone.read_bytes()
+    gone.unlink()
+    result = _run(tmp_path, config)
+    assert result.exit_code == 0 and "failed" not in result.stderr
+    assert _started(tmp_path, lines)["train"] == 1 and gone.read_bytes() == before
+    assert _trials(tmp_path) == trials
+
+
+def test_a_trial_that_failed_is_tried_again_once_a_run_and_counts_when_what_was_wrong_is_mended(whole, tmp_path):
+    real, config = routines.runner.train, _swept(trials=4) | {"study": {"routines": ["evaluate"]}}
+
+    def broken(*arguments: Any, **named: Any) -> Any:
+        raise OSError("the disk is away")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routines.runner, "train", broken)
+        assert _run(tmp_path, config).exit_code == 1
+    assert [(one.number, one.state) for one in _trials(tmp_path)] == [(number, "failed") for number in range(4)]
+    assert routines.runner.train is real
+    result = _run(tmp_path, config)
+    assert result.exit_code == 0, result.stderr
+    assert _trials(tmp_path) == whole[1][:4]
+
+
+def test_a_search_cut_within_a_batch_of_two_has_the_trials_of_one_that_was_not(tmp_path):
+    config = _swept(trials=14, at_once=2) | {"study": {"routines": ["train"]}, "members": {"seed": [0]}}
+    assert _run(tmp_path / "whole", config).exit_code == 0
+    real, told = searching.tell, 0
+
+    def deadly(search: Any, number: int, value: Any) -> None:
+        nonlocal told
+        told += 1
+        if told in (2, 7, 12):  # the first of two is told, the second is not
+            raise Cut
+        real(search, number, value)
+
+    cuts = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "tell", deadly)
+        while True:
+            try:
+                assert _run(tmp_path / "cut", config).exit_code == 0
+                break
+            except Cut:
+                cuts += 1
+    assert cuts == 3
+    assert _trials(tmp_path / "cut") == _trials(tmp_path / "whole")
+
+
+REFUSED = {
+    "trainings that do not fit in a program": (
+        {"study": {"width": 1}},
+        "study.width: a pruner judges a trial by one program, and its 2 trainings do not fit in 1 members: width = 2",
+    ),
+    "arms of two shapes": (
+        {"arms": {"one": {}, "other": {"optimizer": {"fn": "adam", "learning_rate": 0.01}}}},
+        "sweep.pruner: a pruner judges a trial by one program, and its trainings differ in more than numbers, seeds and",
+    ),
+    "inner folds": (
+        {"cross_validation": {"folds": 2, "inner_folds": 2}, "split": {"fn": "stratified_k_fold"}},
+        "cross_validation.inner_folds: a search chooses by itself: leave inner_folds out",
+    ),
+    "folds": (
+        {"cross_validation": {"folds": 2}, "split": {"fn": "stratified_k_fold"}},
+        "sweep.pruner: a pruner judges a trial by one program, and cross-validation makes several: leave one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_search_that_cannot_judge_its_trials_is_refused_at_the_door(case, tmp_path):
+    changes, words = REFUSED[case]
+    result = _run(tmp_path, _swept(trials=2, pruner="median") | changes)
+    assert result.exit_code == 2 and words in result.stderr, result.stderr
+    assert not (tmp_path / "runs/small" / seeking.FILE).exists()
+
+
+def test_a_pruner_sees_every_trial_whole_however_many_there_are_at_once(tmp_path):
+    config = _swept(trials=4, pruner="median", at_once=4) | {"study": {"routines": ["train"], "width": 5}}
+    config["sweep"] = {key: value for key, value in config["sweep"].items() if key != "model.hidden"}
+    real, told = searching.report, []
+
+    def noted(search: Any, number: int, iteration: int, value: float) -> bool:
+        told.append((number, iteration))
+        return real(search, number, iteration, value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "report", noted)
+        assert _run(tmp_path, config).exit_code == 0
+    assert told and len({*told}) == len(told)  # each trial's mean once an iteration, by the one program it is in

@@ -56,11 +56,13 @@ def resume(folder: Path, changes: Sequence[str], plugins: Sequence[str]) -> None
         from fcurr.errors import BadInput
         from fcurr.io import configs, journal, store
 
+        begun = (folder / journal.JOURNAL).exists()
         if not any((folder / name).exists() for name in (store.IDENTITY, journal.JOURNAL)):
             raise BadInput(f"{folder} is not the folder of a run: it has no {store.IDENTITY}")
         name = folder.resolve().name
         configs.beside(Path.cwd(), plugins)
-    run(folder / store.CONFIG, [*changes, f"name={json.dumps(name)}"], plugins, folder.resolve().parent, False)
+    how = studies.How(yes=True) if begun else ALONE  # a study that was begun had its sweep allowed
+    run(folder / store.CONFIG, [*changes, f"name={json.dumps(name)}"], plugins, folder.resolve().parent, False, how)
 
 
 def export(folder: Path, to: Path, member: int | None, last: bool, plugins: Sequence[str]) -> None:

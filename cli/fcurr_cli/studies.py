@@ -119,8 +119,8 @@ def clean(out: Path, yes: bool) -> None:
         found = cleaning.found(out / "store")
         print("\n".join(cleaning.told(found)))
         if found and (yes or (sys.stdin.isatty() and input("remove them? [y/N] ").strip().lower() == "y")):
-            cleaning.remove(found)
-            print("removed")
+            kept = len(found) - cleaning.remove(out / "store", found)
+            print(f"removed, but for {kept:,} that a study refers to by now" if kept else "removed")
         elif found:
             print("nothing was removed; --yes removes them")
 

@@ -4,13 +4,16 @@ A file's kind follows from its content: tensors by name (.safetensors), a table 
 or JSON. A command is finished when its record is there, which is written last and holds the digest of every file.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
+from filelock import FileLock
 from torch import Tensor
 
 from fcurr.errors import BadInput
@@ -134,38 +137,80 @@ def _parquet(table: Any) -> bytes:
     return buffer.getvalue().to_pybytes()
 
 
+def lock(store: Path, name: str) -> FileLock:
+    """The lock of a command, by its key, or of something else that is one person's at a time."""
+    (store / LOCKS).mkdir(parents=True, exist_ok=True)
+    return FileLock(store / LOCKS / f"{name}.lock")
+
+
+@contextlib.contextmanager
+def referring(store: Path) -> Iterator[None]:
+    """Within it nobody else notes what a study refers to, or removes what no study does."""
+    with lock(store, REFERENCES):
+        yield
+
+
 def refer(store: Path, study: Path, keys: list[str]) -> None:
-    """Notes what a study refers to, so that `unreferenced` keeps it."""
+    """Notes what a study refers to, so that `unreferenced` keeps it. A study is named as seen from the store: both may
+    be moved together."""
     (store / REFERENCES).mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(study.resolve()).encode()).hexdigest()[:16]
-    files.write(store / REFERENCES / f"{name}.json", json.dumps({"study": str(study.resolve()), "keys": keys}))
+    seen = Path(os.path.relpath(study.resolve(), store.resolve())).as_posix()
+    name = hashlib.sha256(seen.encode()).hexdigest()[:16]
+    files.write(store / REFERENCES / f"{name}.json", json.dumps({"study": seen, "keys": keys}))
 
 
-def unreferenced(store: Path, journal: str) -> Iterator[Path]:
-    """Files that no study refers to whose folder, with its journal, is still there; and what writers that were killed
-    left behind."""
+class Unreferenced(NamedTuple):
+    """What no study refers to."""
+
+    path: Path
+    study: str = ""  # the one that did, which is not there any more
+
+
+def unreferenced(store: Path, journal: str, schedule: str) -> Iterator[Unreferenced]:
+    """Files that no study refers to, by what it noted or by its schedule, whose folder, with its journal, is still
+    there; and what writers that were killed left behind."""
     kept: set[str] = set()
+    gone: dict[str, str] = {}  # key -> a study that is not there any more
     for path in sorted((store / REFERENCES).glob("*.json")):
+        table = _told(path)
         try:
-            table = json.loads(path.read_bytes())
-            study, keys = Path(table["study"]), set(table["keys"])
-        except (ValueError, LookupError, TypeError):
-            raise BadInput(f"{path} does not say what a study refers to: run that study again, or delete it") from None
-        if (study / journal).is_file():
+            study, keys = str(table["study"]), set(table["keys"])
+        except (LookupError, TypeError):
+            raise _unclear(path) from None
+        if (store.resolve() / study / journal).is_file():
             kept |= keys
         else:
-            yield path
+            gone |= dict.fromkeys(keys, study)
+            yield Unreferenced(path, study)
+    for path in sorted(store.resolve().parent.glob(f"*/{schedule}")):
+        if (path.parent / journal).is_file():
+            try:
+                kept |= {command["key"] for command in _told(path)["commands"]}
+            except (LookupError, TypeError):
+                raise _unclear(path) from None
     for key in list(kept):  # the samples that results have seen are needed to tell a leak
         if (found := record(store, key)) is not None:
             kept |= {samples for parts in found.seen.values() for samples, _ in parts}
     for folder in sorted(path for path in store.iterdir() if path.is_dir() and path.name not in (REFERENCES, LOCKS)):
         for path in sorted(folder.iterdir()):
             if folder.name == WORKING:
-                if kept.isdisjoint(_working(path)):
-                    yield path
+                keys = _working(path)
+                if kept.isdisjoint(keys):
+                    yield Unreferenced(path, next((gone[key] for key in keys if key in gone), ""))
             elif path.name[0] == ".":  # somebody may be writing it, unless the command is finished
                 key = path.name.split(".")[1]
                 if key not in kept or _record(store, key).exists():
-                    yield path
-            elif path.name.split(".")[0] not in kept:
-                yield path
+                    yield Unreferenced(path, gone.get(key, ""))
+            elif (key := path.name.split(".")[0]) not in kept:
+                yield Unreferenced(path, gone.get(key, ""))
+
+
+def _told(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        raise _unclear(path) from None
+
+
+def _unclear(path: Path) -> BadInput:
+    return BadInput(f"{path} does not say what a study refers to: run that study again, or delete it")

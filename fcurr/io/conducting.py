@@ -1,7 +1,7 @@
 """A schedule, carried out: programs of commands go to an engine as soon as what they read is there."""
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from fcurr.errors import BadInput
@@ -29,9 +29,22 @@ def due(schedule: Schedule, place: Place) -> dict[str, Command]:
     there = artefacts.recorded(place.store)
     found: dict[str, Command] = {}
     for command in schedule.commands.values():
-        if command.key not in there or artefacts.record(place.store, command.key) is None:
+        if command.key not in there or performing.accepted(place, command.key) is None:
             found.setdefault(command.key, command)
     return found
+
+
+def resumed(pending: Mapping[str, Command], place: Place) -> list[Job]:
+    """The programs that were begun and can be gone on with: all that members read which are not due, as those of
+    another study, is there."""
+    return [
+        tuple(job)
+        for job in performing.under_way(place.store)
+        if all(
+            command.key in pending or all(artefacts.record(place.store, key) is not None for key in _reads(command))
+            for command in job
+        )
+    ]
 
 
 def programs(pending: dict[str, Command], begun: Sequence[Sequence[Command]], *, width: int) -> list[Job]:
@@ -60,7 +73,8 @@ def announce(schedule: Schedule, place: Place) -> None:
     lines = [history.line(key, "planned", name=name, time=now) for key, name in names.items() if key not in known]
     lines += [history.line(k, "retired", name=r["name"], time=now) for k, r in known.items() if k not in names]
     journal.append(place.study, lines)
-    artefacts.refer(place.store, place.study, list(names))
+    with artefacts.referring(place.store):
+        artefacts.refer(place.store, place.study, list(names))
 
 
 def conduct(
@@ -71,20 +85,19 @@ def conduct(
     everything = {command.key for command in schedule.commands.values()}
     there = artefacts.recorded(place.store)
     _note(place, [c for c in schedule.by_key.values() if c.key not in pending], journaled=journal.read(place.study))
-    begun = performing.under_way(place.store)
-    for job in begun:
+    for job in performing.under_way(place.store):
         if not any(command.key in pending or command.key not in there for command in job):
             performing.forget(job, place)  # it was ended a moment before the end came
-    waiting = programs(pending, begun, width=width)
+    waiting = programs(pending, resumed(pending, place), width=width)
     done = (everything | there) - pending.keys()
     failed: dict[str, Failed] = {}
     running: dict[Hashable, Job] = {}
     tries: dict[str, list[str]] = {}  # of a program, by its first command: how far it had come each time
-    stopped, told, known = 0, time.monotonic(), 0
+    stopped, stopping, told, known = 0, False, time.monotonic(), 0
     while waiting or running:
         if len(failed) > known:
-            blocked, known = _blocked(schedule, failed), len(failed)
-            waiting = [job for job in (_without(job, blocked) for job in waiting) if job]
+            blocked, known = {schedule.commands[name].key for name in _blocked(schedule, failed)}, len(failed)
+            waiting = [job for job in (_without(job, blocked, pending) for job in waiting) if job]
         stopping = stopped or asked() or (fail_fast and any(not one.pruned for one in failed.values()))
         while waiting and len(running) < engine.slots and not stopping:
             ready = next((n for n, job in enumerate(waiting) if all(_reads(c) <= done for c in job)), None)
@@ -92,7 +105,8 @@ def conduct(
                 break
             job = waiting.pop(ready)
             tries.setdefault(job[0].key, []).append(performing.reached(job, place))
-            running[engine.start(job, place)] = job
+            others = tuple(command.key for command in job if command.key not in everything)
+            running[engine.start(job, place._replace(others=others))] = job
         if not running:
             stopped = stopped or asked()
             break
@@ -106,14 +120,18 @@ def conduct(
                 progress.say(f"{job[0].name}: {ended.lost}; it is begun again from its checkpoint")
                 waiting.insert(0, job)
                 continue
-            lost = [] if not ended.lost or stopped else performing.give_up(job, place, ended.lost)
+            own = [command for command in job if command.key in everything]
+            lost = [] if not ended.lost or stopped else performing.give_up(own, place, ended.lost)
             wrong = {one.key: one for one in (*ended.failed, *lost)}
-            failed |= wrong
+            failed |= {key: one for key, one in wrong.items() if key in everything}
             if not ended.stopped and not (ended.lost and stopped):
                 done |= {command.key for command in job if command.key not in wrong}
             if time.monotonic() - told >= progress.EVERY:
                 told = time.monotonic()
                 progress.say(f"{len(done & everything):,} of {len(everything):,} commands are done")
+    if waiting and not stopped and not stopping:
+        own = [tuple(command for command in job if command.key in pending) for job in waiting]
+        failed |= {one.key: one for job in own for one in _stranded(job, done, place)}
     wrong, pruned = ([one for one in failed.values() if one.pruned is kind] for kind in (False, True))
     late = _blocked(schedule, {one.key: one for one in wrong})
     return Outcome(done & everything, wrong, sorted(late), stopped, {one.key for one in pruned})
@@ -128,13 +146,21 @@ def _reads(command: Command) -> set[str]:
     return {key for keys in command.reads.values() for key in keys}
 
 
+def _stranded(job: Job, done: set[str], place: Place) -> list[Failed]:
+    """Commands that read what nobody makes: they have failed."""
+    missing = sorted({key for command in job for key in _reads(command)} - done)
+    return performing.give_up(job, place, f"it reads what is not there and nobody makes: {', '.join(missing)}")
+
+
 def _blocked(schedule: Schedule, failed: dict[str, Failed]) -> set[str]:
     """Names of the commands that read what failed, directly or not."""
     return readers(schedule, [name for name, command in schedule.commands.items() if command.key in failed])
 
 
-def _without(job: Job, blocked: set[str]) -> Job:
-    return tuple(command for command in job if command.name not in blocked)
+def _without(job: Job, blocked: set[str], pending: Mapping[str, Command]) -> Job:
+    """The program without what is blocked; nothing of it, if all that is left is of another study."""
+    left = tuple(command for command in job if command.key not in blocked)
+    return left if any(command.key in pending for command in left) else ()
 
 
 def _note(place: Place, there: list[Command], journaled: dict[str, dict[str, object]]) -> None:

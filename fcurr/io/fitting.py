@@ -109,29 +109,38 @@ def _irreducible(experiment: Experiment, prepared: Prepared, setting: Setting) -
     from fcurr.io import tables  # pyarrow
 
     assert prepared.clean is not None
-    path, whole = setting.folder / store.IRREDUCIBLE, together(prepared)
+    path = setting.folder / store.IRREDUCIBLE
     ids = torch.cat([prepared.id["train"], prepared.id["clean"]])
     if path.exists():
         return tables.read_losses(path, ids)
-    fit = _fitting(experiment, prepared, setting, "clean")
-    variables = fit(prepared.clean, torch.ones(1, len(prepared.clean.y), dtype=torch.bool))
-    device = next(iter(variables.values())).device
-    chunk, fetch = experiment.training.inference_batch_size, fetching(whole, device)
-    answer = partial(evaluating.answers, model=prepared.model, loss=prepared.entries["loss"], chunk=chunk, fetch=fetch)
-    found = answer(variables, placed(whole, device)).losses[0].cpu()
+    found = irreducible_anew(experiment, prepared, setting)
     if setting.writes:
         tables.write_losses(path, ids, found)
         shutil.rmtree(setting.folder / store.SCORING, ignore_errors=True)
     return found
 
 
+def irreducible_anew(experiment: Experiment, prepared: Prepared, setting: Setting) -> Tensor:
+    """[train and clean] what a model of the clean samples loses."""
+    assert prepared.clean is not None
+    whole, fit = together(prepared), _fitting(experiment, prepared, setting, "clean")
+    variables = fit(prepared.clean, torch.ones(1, len(prepared.clean.y), dtype=torch.bool))
+    device = next(iter(variables.values())).device
+    chunk, fetch = experiment.training.inference_batch_size, fetching(whole, device)
+    answer = partial(evaluating.answers, model=prepared.model, loss=prepared.entries["loss"], chunk=chunk, fetch=fetch)
+    return answer(variables, placed(whole, device)).losses[0].cpu()
+
+
 def informed(experiment: Experiment, prepared: Prepared, setting: Setting) -> Prepared:
     """What is prepared, with what weightings ask for besides: `irreducible`, if one does."""
-    wanted = [call for call in weightings(experiment.members) if "irreducible" in required(call.function)]
-    if not wanted:
+    if not any("irreducible" in required(call.function) for call in weightings(experiment.members)):
         return prepared
-    found = _irreducible(experiment, prepared, setting)
-    there = found.to(chosen(experiment.training.device))
+    return told(experiment, prepared, _irreducible(experiment, prepared, setting))
+
+
+def told(experiment: Experiment, prepared: Prepared, irreducible: Tensor) -> Prepared:
+    """What is prepared, with what a model of clean samples loses [train and clean]."""
+    there = irreducible.to(chosen(experiment.training.device))
     return prepared._replace(entries=prepared.entries | {"irreducible": there})
 
 

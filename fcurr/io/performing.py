@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
+from filelock import Timeout
 from torch import Tensor
 
 from fcurr.errors import BadInput, Halt
@@ -30,6 +30,8 @@ from fcurr.study.schedule import Command, fingerprint
 
 WORK, FAILURES = "work.json", "failures"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # no command can be performed then
+WRITERS = tuple(f"fcurr.io.{name}" for name in ("files", "journal", "checkpoint", "store", "loggers"))
+WAITS = 0.2  # seconds for a command that another study performs, between two looks whether it should stop
 TELL_EVERY = 2.0  # seconds between two lines of progress
 
 
@@ -43,6 +45,7 @@ class Place(NamedTuple):
     leakage: str = "refuse"
     search: str = ""  # the file that says how trials of a search are pruned
     threads: int = 0  # of torch; 0 is its own choice
+    others: tuple[str, ...] = ()  # keys in a program that are of another study: nothing is told of them
 
 
 class Failed(NamedTuple):
@@ -59,14 +62,20 @@ def perform(commands: Sequence[Command], place: Place) -> list[Failed]:
     if place.threads:
         torch.set_num_threads(place.threads)
     configs.beside(place.beside, place.plugins)
-    with contextlib.ExitStack() as held:
+    with signals.asked_to_stop() as asked, contextlib.ExitStack() as held:
         for command in sorted(commands, key=lambda command: command.key):
-            held.enter_context(_locked(place, command.key))
-        due = [command for command in commands if artefacts.record(place.store, command.key) is None]
+            held.enter_context(_locked(place, command.key, asked))
+        due = [command for command in commands if accepted(place, command.key) is None]
         there = [command for command in commands if command not in due]
         _note(place, there, "finished", seconds=0.0, reused=1)
         begun = (folder(commands, place) / WORK).exists()  # then it goes on as it was, with all its members
         return _begun(commands if begun else due, due, place) if due else []
+
+
+def accepted(place: Place, key: str) -> Record | None:
+    """The record of a finished command, unless it has leaks and this study refuses them."""
+    found = artefacts.record(place.store, key)
+    return None if found is not None and found.leaks and place.leakage == "refuse" else found
 
 
 def under_way(store: Path) -> list[list[Command]]:
@@ -124,15 +133,24 @@ def _together(due: list[Command], place: Place, folder: Path) -> list[Failed]:
         for one in _outcomes(due, place, folder):
             failed.append(one)
     except (Exception, SystemExit) as wrong:
-        if isinstance(wrong, Stopped) or getattr(wrong, "errno", None) in FULL:
+        if isinstance(wrong, Stopped) or _full(wrong):
             raise
         if len(due) == 1:
             return [_fail(place, due[0], wrong)]
         progress.say(f"{len(due)} commands as one program: {_line(wrong)}; they are performed one by one")
-        over = {one.key for one in failed}
-        rest = [c for c in due if c.key not in over and artefacts.record(place.store, c.key) is None]
+        over = {*place.others, *(one.key for one in failed)}
+        rest = [c for c in due if c.key not in over and accepted(place, c.key) is None]
         failed += [one for command in rest for one in _together([command], place, folder / command.key)]
     return failed
+
+
+def _full(wrong: BaseException) -> bool:
+    """Whether no command can be performed any more: the disk is full, or gone, and it was not somebody's own function
+    that found out, perhaps of another disk."""
+    if getattr(wrong, "errno", None) not in FULL:
+        return False
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(wrong.__traceback__)]
+    return next((name for name in reversed(modules) if name.startswith("fcurr.")), "") in WRITERS
 
 
 def _outcomes(due: list[Command], place: Place, folder: Path) -> Iterator[Failed]:
@@ -142,6 +160,8 @@ def _outcomes(due: list[Command], place: Place, folder: Path) -> Iterator[Failed
     folder.mkdir(exist_ok=True)
     began = time.monotonic()
     with signals.asked_to_stop() as asked:
+        if asked():
+            raise Stopped(asked(), 0, len(due))
         here = Here(folder, asked, place.plugins, _teller(place, due), _pruner(place, due))
         routine = routines.ROUTINES.get(due[0].function, routines.own)
         found = routine([_hooked(work, "before", work.inputs, here) for work, _, _ in pairs], here)
@@ -151,7 +171,7 @@ def _outcomes(due: list[Command], place: Place, folder: Path) -> Iterator[Failed
                 yield Failed(work.command.key, "", pruned=True)
             elif isinstance(outputs, Lost):
                 yield _fail(place, work.command, BadInput(outputs.error))
-            elif artefacts.record(place.store, work.command.key) is None:
+            elif accepted(place, work.command.key) is None:
                 last = _hooked(work, "after", outputs, here)
                 _finish(place, work.command, last.inputs, seen, leaks, (time.monotonic() - began) / len(due))
 
@@ -235,12 +255,14 @@ def _part(store: Path, key: str, part: str, held: dict[str, Any]) -> dict[str, T
     if held[key] is None:
         raise BadInput(f"which samples were seen is not known any more: the store has no samples/{key}")
     found = _value(store, held[key].outputs["samples"], held)
-    return {bytes(found["data"].tolist()).hex(): found[f"id of {part}"]} if f"id of {part}" in found else {}
+    ids = found.get(f"id of {part}", torch.zeros(0, dtype=torch.int64))
+    sets = zip(found["data"].tolist(), found["first"], found["first"][1:], strict=False)
+    return provenance.merged({bytes(data).hex(): ids[(ids >= a) & (ids < b)] - a} for data, a, b in sets)
 
 
 def partly(command: Command, place: Place) -> Outputs | None:
     """What a report says of those trainings that came to their end, where others did not; None if none did."""
-    there = [n for n, key in enumerate(command.reads["evaluations"]) if artefacts.record(place.store, key) is not None]
+    there = [n for n, key in enumerate(command.reads["evaluations"]) if accepted(place, key) is not None]
     if not there:
         return None
     inputs, reads = (
@@ -257,13 +279,15 @@ def partly(command: Command, place: Place) -> Outputs | None:
 
 def give_up(commands: Sequence[Command], place: Place, reason: str) -> list[Failed]:
     """Notes that commands failed whose worker is lost, time and again; those that are finished are."""
-    left = [command for command in commands if artefacts.record(place.store, command.key) is None]
+    left = [command for command in commands if accepted(place, command.key) is None]
     return [_fail(place, command, BadInput(reason)) for command in left]
 
 
 def _fail(place: Place, command: Command, wrong: BaseException) -> Failed:
     """Notes why a command failed, in a line, and in full in a file."""
     line = _line(wrong)
+    if command.key in place.others:
+        return Failed(command.key, line, name=command.name)
     (place.study / FAILURES).mkdir(exist_ok=True)
     files.write(place.study / FAILURES / f"{command.key}.txt", "".join(traceback.format_exception(wrong)))
     _note(place, [command], "failed", error=line)
@@ -280,19 +304,19 @@ def _line(wrong: BaseException) -> str:
 
 
 def _note(place: Place, commands: Sequence[Command], event: str, **facts: Any) -> None:
-    now = round(time.time(), 3)
-    journal.append(place.study, [history.line(c.key, event, name=c.name, time=now, **facts) for c in commands])
+    now, own = round(time.time(), 3), [command for command in commands if command.key not in place.others]
+    journal.append(place.study, [history.line(c.key, event, name=c.name, time=now, **facts) for c in own])
 
 
 def _teller(place: Place, commands: Sequence[Command]) -> Callable[[int], None]:
     """Tells the journal how far a program is, now and then."""
-    last = time.monotonic()
+    last, own = time.monotonic(), [command for command in commands if command.key not in place.others]
 
     def tell(iteration: int) -> None:
         nonlocal last
         if time.monotonic() - last >= TELL_EVERY:
             last, now = time.monotonic(), round(time.time(), 3)
-            lines = [history.line(c.key, "progress", name=c.name, time=now, iteration=iteration) for c in commands]
+            lines = [history.line(c.key, "progress", name=c.name, time=now, iteration=iteration) for c in own]
             journal.append(place.study, lines, sync=False)
 
     return tell
@@ -318,9 +342,17 @@ def _pruner(place: Place, commands: Sequence[Command]) -> Prune:
 
 
 @contextlib.contextmanager
-def _locked(place: Place, key: str) -> Iterator[None]:
-    """The command, nobody else's until the end; whoever shares the store waits."""
-    folder = place.store / artefacts.LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{key}.lock"):
+def _locked(place: Place, key: str, asked: Callable[[], int]) -> Iterator[None]:
+    """The command, nobody else's until the end; whoever shares the store waits. Raises Stopped if it is asked to stop
+    while it waits."""
+    lock = artefacts.lock(place.store, key)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=WAITS)
+        except Timeout:
+            if asked():
+                raise Stopped(asked(), 0, 1) from None
+    try:
         yield
+    finally:
+        lock.release()

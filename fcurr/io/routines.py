@@ -18,13 +18,13 @@ from fcurr import evaluating, training, tree
 from fcurr.errors import BadInput
 from fcurr.evaluating import Answers
 from fcurr.io import predictions, runner, starting, store, tables
-from fcurr.io.fitting import Setting, fetching, fingerprint, informed, scored_anew
+from fcurr.io.fitting import Setting, fetching, fingerprint, irreducible_anew, scored_anew, told
 from fcurr.io.loggers import Logger
 from fcurr.observe import Record
 from fcurr.study.bind import find
 from fcurr.study.config import Experiment, Start, read
 from fcurr.study.members import differing
-from fcurr.study.prepare import Prepared
+from fcurr.study.prepare import Prepared, Sampled, sampled
 from fcurr.study.prepare import prepare as prepare_all
 from fcurr.study.program import placed
 from fcurr.study.schedule import Command, canonical
@@ -79,14 +79,24 @@ class Pruned(NamedTuple):
 
 
 def prepare(work: Sequence[Work], here: Here) -> Iterator[Outputs]:
-    """Which samples train, choose and judge, with the labels trained on, and the fingerprint of the whole data set."""
+    """Which samples train, choose and judge, with the labels trained on; and for each data set, of which there are
+    several in joint training, its fingerprint and the position of its first sample."""
     for own in work:
         experiment = _experiment([own], here)
-        prepared = _prepared(experiment, own)
-        found = {f"id of {part}": ids for part, ids in prepared.id.items()}
-        labels = {"label": prepared.train.y, "true label": prepared.true}
-        data = bytearray(_digest(runner.data_of(experiment)))
-        yield {"samples": {**found, **labels, "data": torch.frombuffer(data, dtype=torch.uint8)}}
+        sets = runner.sets_of(experiment)
+        found = sampled(experiment, runner.data_of(experiment))
+        ids = {f"id of {part}": ids for part, ids in found.id.items()}
+        data = torch.stack([torch.tensor(list(_digest(one))) for one in sets]).to(torch.uint8)
+        first = torch.tensor([0, *(len(one.y) for one in sets)]).cumsum(0)
+        yield {"samples": {**ids, "label": found.given, "true label": found.true, "data": data, "first": first}}
+
+
+def irreducible(work: Sequence[Work], here: Here) -> Iterator[Outputs]:
+    """What a model of the clean samples loses on every sample that can be drawn."""
+    for own in work:
+        experiment = _experiment([own], here)
+        losses = irreducible_anew(experiment, _prepared(experiment, own), _setting(here))
+        yield {"irreducible": {"loss": losses}}
 
 
 def score(work: Sequence[Work], here: Here) -> Iterator[Outputs]:
@@ -119,7 +129,9 @@ def train(work: Sequence[Work], here: Here) -> Iterator[Outputs | Lost | Pruned]
         return torch.tensor(ended, device=values.device)
 
     judged = judge if here.prune is not keep else None
-    journey, _ = runner.train(experiment, informed(experiment, prepared, setting), scores, setting, judged)
+    for losses in work[0].inputs.get("irreducible", {}).values():
+        prepared = told(experiment, prepared, losses["loss"])
+    journey, _ = runner.train(experiment, prepared, scores, setting, judged)
     run, record = journey
     assert isinstance(record, Record)
     rows, ends = store.metrics(here.folder), training.variables(run.train)
@@ -171,12 +183,12 @@ def predict(work: Sequence[Work], here: Here) -> Iterator[Outputs]:
     wanted = _experiment([_trained(own) for own in work[:1]], here).outputs._asdict()
     parts = [part for part, asked in wanted.items() if asked]
     answers = {part: next(_answers(prepared, part, (best,))) for part in parts}
-    for place, own in enumerate(work):
+    for place in range(len(work)):
         rows = []
         for part, found in answers.items():
             alone = Answers(*(leaf[place : place + 1] for leaf in found))
-            arm = own.command.label["arm"]
-            table = predictions.table(getattr(prepared, part), prepared.id[part], alone, [arm]).drop_columns(["member"])
+            table = predictions.table(getattr(prepared, part), prepared.id[part], alone, [""])
+            table = table.drop_columns(["member", "arm"])
             rows.append(table.append_column("part", pyarrow.array([part] * len(table))))
         yield {"predictions": pyarrow.concat_tables(rows) if rows else pyarrow.table({})}
 
@@ -233,10 +245,9 @@ def _experiment(work: Sequence[Work], here: Here) -> Experiment:
 
 
 def _digest(data: Dataset) -> bytes:
-    """A hash of a whole data set; of samples that are not in memory, of what they are called."""
-    digest = hashlib.sha256(data.x.identity.encode() if not isinstance(data.x, Tensor) else tree.raw(data.x))
-    digest.update(tree.raw(data.y))
-    return digest.digest()
+    """A hash of a data set's samples, whatever their labels; of samples that are not in memory, of what they are
+    called."""
+    return hashlib.sha256(tree.raw(data.x) if isinstance(data.x, Tensor) else data.x.identity.encode()).digest()
 
 
 def _chosen(own: Work) -> Work:
@@ -256,13 +267,22 @@ def _prepared(experiment: Experiment, own: Work) -> Prepared:
     """The data and the model of an experiment, from the last command if they are the same."""
     drop = (*OF_A_MEMBER, "score", "fit", "outputs")
     shared = {key: value for key, value in experiment.config.items() if key not in drop}
-    key = canonical([shared, own.command.parameters.get("files"), own.command.reads.get("start")])
+    key = canonical([shared, own.command.parameters.get("files"), *map(own.command.reads.get, ("start", "samples"))])
+    if "hooks" in own.command.parameters:  # which may have changed the samples
+        key = canonical([key, own.command.key])
     if key not in _HELD:
         _HELD.clear()
         start = experiment.start
         source = _begun(own, start) if start is not None and start.config else starting.source(start)
-        _HELD[key] = prepare_all(experiment, runner.data_of(experiment), source)
+        _HELD[key] = prepare_all(experiment, runner.data_of(experiment), source, _samples(own))
     return _HELD[key]
+
+
+def _samples(own: Work) -> Sampled:
+    """The samples that a command is given."""
+    (found,) = own.inputs["samples"].values()
+    ids = {name.removeprefix("id of "): leaf for name, leaf in found.items() if name.startswith("id of ")}
+    return Sampled(ids, found["true label"], found["label"])
 
 
 def _begun(own: Work, start: Start) -> Source:
@@ -341,6 +361,5 @@ def _at(numbers: Mapping[str, Tensor], place: int) -> dict[str, float | None]:
     return {name: value if value - value == 0 else None for name, value in values.items()}
 
 
-ROUTINES = {
-    function.__name__: function for function in (prepare, score, train, evaluate, validate, predict, select, report)
-}
+_ALL = (prepare, score, irreducible, train, evaluate, validate, predict, select, report)
+ROUTINES = {function.__name__: function for function in _ALL}

@@ -44,10 +44,17 @@ def load(experiment: Experiment) -> Prepared:
 
 def data_of(experiment: Experiment) -> Dataset:
     """All samples."""
+    sets = sets_of(experiment)
     if not experiment.tasks:
-        return _read(experiment.components["data"], experiment.seed)
-    named = {name: _read(task.data, experiment.seed) for name, task in experiment.tasks.items()}
-    return joint.joined(named, {name: task.weight for name, task in experiment.tasks.items()})
+        return sets[0]
+    weights = {name: task.weight for name, task in experiment.tasks.items()}
+    return joint.joined(dict(zip(weights, sets, strict=True)), weights)
+
+
+def sets_of(experiment: Experiment) -> list[Dataset]:
+    """The data set, or those of several tasks in their order."""
+    calls = [task.data for task in experiment.tasks.values()] or [experiment.components["data"]]
+    return [_read(call, experiment.seed) for call in calls]
 
 
 def _read(call: Call, seed: int) -> Dataset:

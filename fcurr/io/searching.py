@@ -2,7 +2,8 @@
 
 A trial that was under way when its process died is given out again under its own number, with its own point. Optuna's
 way (fail it, enqueue a copy) would count it twice, and with ask and tell its heartbeat never beats, so who asks says
-which trials are under way. Everything random is a function of (seed, number of the trial).
+which trials are under way. A trial that failed stays under way for Optuna, which lets no trial that has ended be tried
+again, and is marked. Everything random is a function of (seed, number of the trial).
 """
 
 import contextlib
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 
 WAIT = 120.0  # seconds for another worker that asks, or writes
 STARTUP = 10  # trials before TPE has seen enough to propose; they are drawn, as those of a random search
-SPACE, PRUNED = "searched", "pruned_at"  # what a study remembers of its space, and a trial of being pruned
+SPACE = "searched"  # what a study remembers of its space
+PRUNED, FAILED = "pruned_at", "failed"  # what a trial remembers
 
-State = Literal["waiting", "running", "complete", "pruned", "failed"]
+State = Literal["complete", "pruned", "failed"]
 
 
 class Search(NamedTuple):
@@ -44,6 +46,7 @@ class Search(NamedTuple):
     storage: "optuna.storages.RDBStorage"
     lock: FileLock  # held by who asks or takes back
     space: "dict[str, optuna.distributions.BaseDistribution]"
+    room: int | None = None  # trials at once, at most; there is none
 
 
 class Trial(NamedTuple):
@@ -61,7 +64,8 @@ class Finished(NamedTuple):
 def opened(
     path: Path, sweep: Sweep, direction: Direction, name: str, *, every: Iterations = 1, total: Iterations
 ) -> Search:
-    """The search in a file, begun if there is none; BadInput where the file's is another. Any process may open it.
+    """The search of this name in a file, begun if there is none; BadInput where it is of another sweep. A file holds
+    searches of several names. Any process may open it.
 
     `every`, `total`: the first iteration at which a trial can be pruned, and the one at which it ends; reports are made
     at iterations between.
@@ -94,9 +98,17 @@ def described(path: Path, sweep: Mapping[str, Any], higher: bool, name: str, eve
     files.write_json(path.with_suffix(".json"), table)
 
 
+def description(path: Path) -> dict[str, Any] | None:
+    """What `described` has written down last, if anything."""
+    beside = path.with_suffix(".json")
+    return json.loads(beside.read_bytes()) if beside.exists() else None
+
+
 def reopened(path: Path) -> Search:
-    """A search that `described` has described."""
-    table = json.loads(path.with_suffix(".json").read_bytes())
+    """The search that `described` has described last."""
+    table = description(path)
+    if table is None:
+        raise BadInput(f"{path}: there is no search")
     sweep, direction = sweeping.read(table["sweep"]), Direction(table["higher"])
     return opened(path, sweep, direction, table["name"], every=table["every"], total=table["total"])
 
@@ -114,8 +126,13 @@ def ask(search: Search) -> Trial | None:
 
 def report(search: Search, number: int, iteration: int, value: float) -> bool:
     """Whether a trial whose metric is `value` at this iteration should be pruned. Said again after a restart, it counts
-    once, and is judged by what was known of the trial at this iteration."""
-    with _working(search.path):
+    once, and is judged by what was known of the trial at this iteration. Of a trial that has ended nothing is written,
+    and without a pruner of none."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    if search.sweep.pruner == "none":
+        return False
+    with _working(search.path), contextlib.suppress(UpdateFinishedTrialError):
         which = search.storage.get_trial_id_from_study_id_trial_number(search.study._study_id, number)
         trial = copy.deepcopy(search.storage.get_trial(which))
         if (said := trial.user_attrs.get(PRUNED)) is not None and iteration >= said:
@@ -127,6 +144,7 @@ def report(search: Search, number: int, iteration: int, value: float) -> bool:
         if prune:
             search.storage.set_trial_user_attr(which, PRUNED, iteration)
         return prune
+    return False
 
 
 def tell(search: Search, number: int, value: float | Literal["pruned", "failed"]) -> None:
@@ -134,37 +152,49 @@ def tell(search: Search, number: int, value: float | Literal["pruned", "failed"]
     from optuna.trial import TrialState
 
     with _working(search.path):
+        which = search.storage.get_trial_id_from_study_id_trial_number(search.study._study_id, number)
+        trial = search.storage.get_trial(which)
+        if trial.state.is_finished() or trial.user_attrs.get(FAILED):
+            return
         if value == "pruned":
             search.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
         elif value == "failed" or not math.isfinite(value):
-            search.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+            search.storage.set_trial_user_attr(which, FAILED, True)
         else:
             search.study.tell(number, value, skip_if_finished=True)
 
 
 def resume(search: Search, under_way: Collection[int] = ()) -> list[int]:
-    """The numbers of trials that were under way when their process died, which `ask` gives out again. For the one
-    process that gives out work, before it does; `under_way`: the trials that live workers have."""
+    """The numbers of trials that were under way when their process died, or that failed, which `ask` gives out again:
+    what made them fail may have been mended. For the one process that gives out work, before it does; `under_way`: the
+    trials that live workers have."""
     from optuna.trial import TrialState
 
     with _working(search.path), search.lock:
         running = search.storage.get_all_trials(search.study._study_id, deepcopy=False, states=(TrialState.RUNNING,))
         lost = [trial for trial in running if trial.number not in under_way]
         for trial in lost:
+            if trial.user_attrs.get(FAILED):
+                search.storage.set_trial_user_attr(trial._trial_id, FAILED, False)
             search.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return [trial.number for trial in lost]
 
 
 def finished(search: Search) -> list[Finished]:
     """Every trial that has ended, in order."""
-    names: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
     with _working(search.path):
         trials = search.storage.get_all_trials(search.study._study_id, deepcopy=False)
+    ended = ((trial, _state(trial)) for trial in trials)
     return [
-        Finished(trial.number, _point(search.sweep, trial.params), trial.value, names[trial.state.name])
-        for trial in trials
-        if trial.state.name in names
+        Finished(trial.number, _point(search.sweep, trial.params), trial.value, state)
+        for trial, state in ended
+        if state is not None
     ]
+
+
+def _state(trial: "optuna.trial.FrozenTrial") -> State | None:
+    names: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned"}
+    return "failed" if trial.user_attrs.get(FAILED) else names.get(trial.state.name)
 
 
 def _distribution(space: Space) -> "optuna.distributions.BaseDistribution":

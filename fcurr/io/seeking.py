@@ -5,43 +5,96 @@ from pathlib import Path
 from typing import Any
 
 from fcurr.errors import BadInput
-from fcurr.io import artefacts, progress, runner, searching
+from fcurr.io import artefacts, facts, progress, runner, searching
 from fcurr.io.conducting import Outcome
 from fcurr.io.performing import Place
 from fcurr.io.searching import Search
-from fcurr.study import sections, sweeping
+from fcurr.study import planning, sections, sweeping, trainings
 from fcurr.study.config import read
-from fcurr.study.schedule import Command, Schedule, canonical, needed
+from fcurr.study.schedule import Command, Schedule, canonical, fingerprint, needed
 from fcurr.study.sections import Study
+from fcurr.study.trainings import Facts
 from fcurr.types import Direction
 
 FILE = "search.db"
+JUDGED_BY = ("prepare", "score", "train")  # routines that the value of a trial depends on
 Trials = dict[int, dict[str, Any]]
 
 
-def known(folder: Path, study: Study) -> Trials:
-    """The trials of a search that have come to their end, from its file, if there is one."""
-    if not (folder / FILE).with_suffix(".json").exists():
+def known(folder: Path, study: Study, config: Mapping[str, Any] | None = None, found: Facts | None = None) -> Trials:
+    """The trials of a search that have come to their end, from its file, if there is one: of the search that was begun
+    last, or none if that was not of this config and these facts. BadInput for what no search is."""
+    _checked(study)
+    table = searching.description(folder / FILE)
+    if table is None:
+        return {}
+    if config is not None and found is not None and table["name"] != _named(config, study, found):
         return {}
     search = searching.reopened(folder / FILE)
     return {one.number: one.point for one in searching.finished(search) if one.state == "complete"}
 
 
-def begun(folder: Path, config: Mapping[str, Any], study: Study, plugins: tuple[str, ...]) -> Search:
-    """The search of a study, in its folder. The first point is read for what its metric is."""
+def begun(
+    folder: Path, config: Mapping[str, Any], study: Study, plugins: tuple[str, ...], found: Facts | None = None
+) -> Search:
+    """The search of a study, in its folder. The first point is read for what its metric is. What the trials of another
+    config, of other files or other code have come to stays in the file, and counts for nothing. `found`: the facts of
+    the config, gathered if they are not given."""
     assert study.sweep is not None
-    if study.folds and study.sweep.pruner != "none":
-        words = "a pruner judges a trial by one program, and cross-validation makes several: leave one of them out"
-        raise BadInput(words, "sweep.pruner")
+    _checked(study)
+    found = facts.gathered(config, plugins) if found is None else found
     plain = {key: value for key, value in config.items() if key not in sections.SECTIONS}
-    fold = sections.folds(study)[0]
-    experiment = read(sweeping.applied(plain, {**sweeping.point(study.sweep, 0), **fold}), plugins)
+    fold, first = sections.folds(study)[0], sweeping.point(study.sweep, 0)
+    experiment = read(sweeping.applied(plain, {**first, **fold}), plugins)
+    room = None
+    if study.sweep.pruner != "none":
+        room = _room(planning.plan(config, found, plugins, {0: first}), study)
     higher, training = runner.load(experiment).higher, experiment.training
     every, total = training.evaluate_every, training.total_iterations
-    name = str(config["name"])
+    name, before = _named(config, study, found), searching.description(folder / FILE)
     search = searching.opened(folder / FILE, study.sweep, Direction(higher), name, every=every, total=total)
+    if before is not None and before["name"] != name:
+        progress.say("the trials that there were are of another config, other files or other code: the search is anew")
     searching.described(folder / FILE, config["sweep"], higher, name, every, total)
-    return search
+    return search._replace(room=room)
+
+
+def _checked(study: Study) -> None:
+    """BadInput for what does not go with a search."""
+    if study.inner_folds:
+        raise BadInput("a search chooses by itself: leave inner_folds out", "cross_validation.inner_folds")
+    if study.folds and study.sweep is not None and study.sweep.pruner != "none":
+        words = "a pruner judges a trial by one program, and cross-validation makes several: leave one of them out"
+        raise BadInput(words, "sweep.pruner")
+
+
+def _room(schedule: Schedule, study: Study) -> int | None:
+    """How many trials there may be at once for each to be in one program, None for any number; BadInput where a trial
+    is several programs, of which none knows what it is worth. `schedule` has one trial."""
+    own = [
+        command for command in schedule.commands.values() if command.function == "train" and "trial" in command.label
+    ]
+    if len({command.together for command in own}) > 1:
+        words = (
+            "a pruner judges a trial by one program, and its trainings differ in more than numbers, seeds and curricula"
+        )
+        raise BadInput(f"{words}: leave the pruner out, or make them alike", "sweep.pruner")
+    if len(own) > study.width:
+        words = (
+            f"a pruner judges a trial by one program, and its {len(own)} trainings do not fit in {study.width} members"
+        )
+        raise BadInput(f"{words}: width = {len(own)} is the least that is right", "study.width")
+    return study.width // len(own) if study.width % max(len(own), 1) else None
+
+
+def _named(config: Mapping[str, Any], study: Study, found: Facts) -> str:
+    """What a search is called in its file: with a fingerprint of all that the values of its trials depend on but the
+    sweep."""
+    own = {key: config[key] for key in (*trainings.TRAIN, "score", "fit", "arms") if key in config}
+    if isinstance(own.get("training"), Mapping):
+        own["training"] = {key: value for key, value in own["training"].items() if key not in trainings.NO_NUMBER}
+    hooks = {moment: names for moment, names in study.hooks.items() if moment.partition(".")[0] in JUDGED_BY}
+    return f"{config['name']} {fingerprint([own, study.folds, hooks, found])}"
 
 
 def seek(
@@ -56,6 +109,7 @@ def seek(
     """Every trial of a search, `at_once` together, and at last what the whole study comes to. `perform` is told that
     whole as far as it is known, and what of it is to be done now."""
     searching.resume(search)
+    at_once = at_once if search.room is None else min(at_once, search.room)
     trials = {one.number: one.point for one in searching.finished(search) if one.state == "complete"}
     failed, pruned = [], set()
     while True:

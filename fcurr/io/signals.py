@@ -13,12 +13,14 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # some systems lack the las
 LOOK_EVERY = 1.0  # seconds between two looks at a folder
 
 _ELSEWHERE: ContextVar[Asked] = ContextVar("_ELSEWHERE", default=lambda: 0)
+_AROUND: ContextVar[Asked | None] = ContextVar("_AROUND", default=None)  # of whoever is asked to stop already
 
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Asked]:
-    """Gives a function: the signal that has come, or 0. A second signal acts at once, as it would without this."""
-    came, elsewhere = 0, _ELSEWHERE.get()
+    """Gives a function: the signal that has come, or 0. A second signal acts at once, as it would without this. Within
+    another, it is the other's: what one is told, both know."""
+    came, elsewhere, around = 0, _ELSEWHERE.get(), _AROUND.get()
 
     def note(number: int, frame: object) -> None:
         nonlocal came
@@ -26,16 +28,18 @@ def asked_to_stop() -> Iterator[Asked]:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def asked() -> int:
-        return came or elsewhere()
+        return came or (around() if around is not None else 0) or elsewhere()
 
-    if threading.current_thread() is not threading.main_thread():
+    if around is not None or threading.current_thread() is not threading.main_thread():
         yield asked
         return
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     old = {number: signal.signal(number, note) for number in numbers}
+    token = _AROUND.set(asked)
     try:
         yield asked
     finally:
+        _AROUND.reset(token)
         for number, handler in old.items():
             signal.signal(number, handler)
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
+from filelock import Timeout
 
 from fcurr.errors import BadInput
 from fcurr.io import artefacts, conducting, facts, files, journal, performing, progress, runner, signals, store
@@ -27,6 +29,7 @@ from fcurr.study.trainings import Facts
 
 TRIED = 4  # programs that are looked at before a study begins
 SCHEDULE, RESULTS, CURVES = "schedule.json", "results.json", "metrics.jsonl"
+COMPARISON = "comparison"
 STORE = "store"  # beside the folders of studies
 
 
@@ -102,7 +105,7 @@ def known(here: Opened) -> Known:
         last = {}
     before, code = _before(here.place.study)
     pending = conducting.due(here.schedule, here.place)
-    begun = {command.key for job in performing.under_way(here.place.store) for command in job}
+    begun = {command.key for job in conducting.resumed(pending, here.place) for command in job}
     there = {command.key for command in here.schedule.commands.values()} - pending.keys()
     return Known(there, last, begun, before, code, _seconds(here.place.store))
 
@@ -112,7 +115,7 @@ def forecast(here: Opened, *, everything: bool = False) -> tuple[list[str], dict
     past = known(here)
     states = outlook.states(here.schedule, past, here.facts.code)
     pending = conducting.due(here.schedule, here.place)
-    jobs = conducting.programs(pending, performing.under_way(here.place.store), width=here.study.width)
+    jobs = conducting.programs(pending, conducting.resumed(pending, here.place), width=here.study.width)
     seconds, unknown = outlook.estimate(here.schedule, states, past)
     head = f"study {here.name}: {_counted(here.schedule, states)}{_lasting(seconds, unknown, len(pending))}"
     data = {
@@ -161,6 +164,7 @@ def run(here: Opened, engine: Engine, *, fail_fast: bool, fresh: bool) -> tuple[
         files.write(folder / store.CONFIG, tomli_w.dumps(json.loads(json.dumps(here.config, default=str))))
 
         def perform(whole: Schedule, part: Schedule, place: Place) -> Outcome:
+            _outdated(whole, folder)
             conducting.announce(whole, place)
             files.write(folder / SCHEDULE, json.dumps(_written(whole, here.facts), default=str))
             return conducting.conduct(part, place, engine, width=here.study.width, fail_fast=fail_fast, asked=asked)
@@ -250,6 +254,15 @@ def _before(folder: Path) -> tuple[dict[str, Command], dict[str, str]]:
         return {}, {}
 
 
+def _outdated(whole: Schedule, folder: Path) -> None:
+    """Throws away what is in a study's folder of results that are not those of this schedule: of another config."""
+    old, new = (commands.get("report") for commands in (_before(folder)[0], whole.commands))
+    if (old and old.key) != (new and new.key):
+        for name in (RESULTS, CURVES):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / COMPARISON, ignore_errors=True)
+
+
 def _seconds(folder: Path) -> dict[str, list[float]]:
     """How long commands took that this store has results of, a step."""
     found: dict[str, list[float]] = {}
@@ -261,16 +274,45 @@ def _seconds(folder: Path) -> dict[str, list[float]]:
 
 
 def _forget(here: Opened) -> None:
-    """Throws away the results of this study's commands, whoever made them."""
-    for command in here.schedule.commands.values():
-        for path in here.place.store.glob(f"*/{command.key}.*"):
-            if path.parent.name != artefacts.LOCKS:
+    """Throws away the results of this study's commands, whoever made them, but not what somebody performs just now."""
+    planned, place = here.schedule.by_key, here.place
+    made: dict[str, list[Path]] = {}
+    for path in sorted(place.store.glob("*/*")):
+        key = path.name.split(".")[0]
+        if key in planned and path.parent.name not in (artefacts.LOCKS, artefacts.REFERENCES, artefacts.WORKING):
+            made.setdefault(key, []).append(path)
+    busy: set[str] = set()
+    for key, paths in made.items():
+        with _free([key], place) as free:
+            for path in paths if free else ():
                 path.unlink(missing_ok=True)
-    for job in performing.under_way(here.place.store):
-        if any(command.key in here.schedule.by_key for command in job):
-            performing.forget(job, here.place)
-    for left in here.place.study.glob("search.*"):
+        busy |= set() if free else {key}
+    for job in performing.under_way(place.store):
+        own = {command.key for command in job} & planned.keys()
+        with _free(sorted(command.key for command in job), place) as free:
+            if own and free:
+                performing.forget(job, place)
+        busy |= set() if free else own
+    if busy:
+        names = sorted(planned[key].name for key in busy)
+        told = f"{names[0]}{', ...' if len(names) > 1 else ''}"
+        progress.say(f"{len(names)} commands are performed by another study and are not thrown away: {told}")
+    for left in place.study.glob("search.*"):
         left.unlink()
+
+
+@contextlib.contextmanager
+def _free(keys: Sequence[str], place: Place) -> Iterator[bool]:
+    """Whether nobody performs these commands; then nobody does until the end."""
+    with contextlib.ExitStack() as locks:
+        try:
+            for key in keys:
+                locks.enter_context(artefacts.lock(place.store, key).acquire(timeout=0))
+        except Timeout:
+            locks.close()
+            yield False
+            return
+        yield True
 
 
 def _export(here: Opened, outcome: Outcome) -> None:
@@ -324,7 +366,7 @@ def summary(here: Opened, outcome: Outcome) -> list[str]:
         return [f"{ended(outcome)}; the store is {here.place.store}"]
     from fcurr.io import comparison  # slow to import
 
-    lines = comparison.compare([folder], to=folder / "comparison")
+    lines = comparison.compare([folder], to=folder / COMPARISON)
     if report.key in outcome.done:
         return lines
     count, all_of_them = len(store.read_json(folder / RESULTS)["members"]), len(report.inputs["evaluations"])

@@ -14,7 +14,9 @@ def config(own: Mapping[str, Any], configs: Mapping[str, dict[str, Any]]) -> dic
     path = start.get("config") if isinstance(start, Mapping) else None
     if not path:
         return None
-    found = configs[path]
+    found = configs.get(path)
+    if found is None:
+        raise BadInput(f"{path} was not read as a config: name it as `config` of [start]", "start.config")
     if sections.holds(found):
         raise BadInput(f"{path} is a study: what is trained first is one run", "start.config")
     return found
@@ -23,9 +25,6 @@ def config(own: Mapping[str, Any], configs: Mapping[str, dict[str, Any]]) -> dic
 def chosen(own: Mapping[str, Any], commands: Sequence[Command]) -> Command:
     """The training to go on from: that of the member that is named, or the one with the same seed, or the only one."""
     trained = [command for command in commands if command.function == "train"]
-    trained = [
-        command for command in trained if command.name.count("/") > 1
-    ]  # of the config itself, not of what it reads
     member = own["start"].get("member")
     if member is not None:
         if not 0 <= member < len(trained):

@@ -5,7 +5,7 @@ config of its own, which a person could run. What a result depends on is in the 
 key; the config it is performed with travels beside them.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,7 +26,7 @@ def plan(
     study = sections.read(config)
     searched = sections.searched(study)
     listed = _trained(config, study, facts, plugins, trials if searched else None)
-    commands = _numbered({command.name: command for command in listed})
+    commands = _numbered(_once(listed))
     functions = {*study.routines, *(("validate",) if searched else ())}
     wanted = [name for name, command in commands.items() if command.function in functions]
     judged = [command for command in commands.values() if command.outputs == ("evaluation",)]
@@ -36,7 +36,7 @@ def plan(
     for command in _own(study, facts, commands):
         commands[command.name] = command
         wanted.append(command.name)
-    return needed(scheduled(commands.values(), facts.code), wanted)
+    return needed(scheduled(map(_seen, commands.values()), facts.code), wanted)
 
 
 def _trained(
@@ -68,13 +68,31 @@ def _trained(
                 yield from trainings.of_point(point, study, facts, plugins)
 
 
+def _once(listed: Iterable[Command]) -> dict[str, Command]:
+    """Commands by name; BadInput where two that are not the same have one."""
+    found: dict[str, Command] = {}
+    for command in listed:
+        same = found.setdefault(command.name, command)
+        if (same.parameters, same.inputs) != (command.parameters, command.inputs):
+            raise BadInput(f"two different commands would be called {command.name}: give arms and axes other names")
+    return found
+
+
+def _seen(command: Command) -> Command:
+    """Somebody's own code sees the names of what it is given, and their order: then these are in the key as well."""
+    if ":" not in command.function and "hooks" not in command.parameters:
+        return command
+    reads = [[role, list(names)] for role, names in command.inputs.items()]
+    return command._replace(parameters={**command.parameters, "reads": reads})
+
+
 def _numbered(commands: Mapping[str, Command]) -> dict[str, Command]:
     """The same commands; those of samples and scores are called by a number instead of a hash, so that a change leaves
     their names: prepare/digits, prepare/digits 2."""
     names: dict[str, str] = {}
     counts: dict[str, int] = {}
     for command in commands.values():
-        if command.function in ("prepare", "score"):
+        if command.function in ("prepare", "score", "irreducible"):
             plain = command.name.rpartition("-")[0]
             counts[plain] = counts.get(plain, 0) + 1
             names[command.name] = plain if counts[plain] == 1 else f"{plain} {counts[plain]}"

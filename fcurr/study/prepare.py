@@ -32,6 +32,14 @@ class Started(NamedTuple):
     frozen: tuple[str, ...]
 
 
+class Sampled(NamedTuple):
+    """Which samples train, choose and judge, and what is said of those that train."""
+
+    id: dict[str, Tensor]  # train, validation, test, and clean if there is -> [sample] int64, positions in the data set
+    true: Tensor  # [train, ...], the labels before noise
+    given: Tensor  # [train, ...], the labels that are trained on
+
+
 class Prepared(NamedTuple):
     """The data as it is trained on, and the model."""
 
@@ -50,19 +58,9 @@ class Prepared(NamedTuple):
     start: Started | None = None
 
 
-def prepare(experiment: Experiment, data: Dataset, source: Source | None = None) -> Prepared:
-    """Splits, class sizes, labels, model; BadInput where they do not fit. `source` are the tensors that [start] names,
-    if there is one."""
-    parts, seed = experiment.components, experiment.seed
-    _finite(data)
-    entries: dict[str, Any] = {
-        "seed": seed,
-        "classes": len(data.classes),
-        "features": data.features,
-        "task": data.task,
-        "batch_size": experiment.training.batch_size,
-    }
-    kinds.check(experiment, data)
+def sampled(experiment: Experiment, data: Dataset) -> Sampled:
+    """Splits, clean samples, class sizes, labels."""
+    parts, entries = experiment.components, _entries(experiment, data)
     split = parted(parts["split"], entries, data)
     ids, few = split.train, split.train[:0]
     if "clean" in parts:
@@ -72,7 +70,30 @@ def prepare(experiment: Experiment, data: Dataset, source: Source | None = None)
         ids = ids[guarded(parts["imbalance"], build(parts["imbalance"], entries), data.y[ids])]
     true = data.y[ids]
     given = _noisy(parts["noise"], entries, true) if "noise" in parts else true
-    train = data.part(ids)._replace(y=given)
+    clean = {"clean": few} if len(few) else {}
+    return Sampled({"train": ids, "validation": split.validation, "test": split.test} | clean, true, given)
+
+
+def _entries(experiment: Experiment, data: Dataset) -> dict[str, Any]:
+    return {
+        "seed": experiment.seed,
+        "classes": len(data.classes),
+        "features": data.features,
+        "task": data.task,
+        "batch_size": experiment.training.batch_size,
+    }
+
+
+def prepare(
+    experiment: Experiment, data: Dataset, source: Source | None = None, samples: Sampled | None = None
+) -> Prepared:
+    """Splits, class sizes, labels, model; BadInput where they do not fit. `source` are the tensors that [start] names,
+    if there is one; `samples` are those of the experiment, if they are known."""
+    parts, entries = experiment.components, _entries(experiment, data)
+    _finite(data)
+    kinds.check(experiment, data)
+    ids, true, given = sampled(experiment, data) if samples is None else samples
+    train = data.part(ids["train"])._replace(y=given)
     model = build(parts["model"], entries)
     if not isinstance(model, Model):
         raise BadInput(f"{parts['model'].name} gives a {type(model).__name__}, not a Model", "model")
@@ -86,7 +107,7 @@ def prepare(experiment: Experiment, data: Dataset, source: Source | None = None)
             raise ValueError("the experiment has a [start]: its tensors are needed as `source`")
         model, start = _started(model, experiment.start, source)
     model = mixed(model, experiment.training.precision)
-    entries |= {"model": model, "dataset_size": len(ids), "total_iterations": experiment.training.total_iterations}
+    entries |= {"model": model, "dataset_size": len(true), "total_iterations": experiment.training.total_iterations}
     if data.task == "classification":
         entries["counts"] = torch.bincount(given, minlength=len(data.classes))
     if data.heads:
@@ -103,10 +124,10 @@ def prepare(experiment: Experiment, data: Dataset, source: Source | None = None)
     return Prepared(
         train=train,
         true=true,
-        clean=data.part(few) if len(few) else None,
-        id={"train": ids, "validation": split.validation, "test": split.test} | ({"clean": few} if len(few) else {}),
-        validation=data.part(split.validation),
-        test=data.part(split.test),
+        clean=data.part(ids["clean"]) if "clean" in ids else None,
+        id=ids,
+        validation=data.part(ids["validation"]),
+        test=data.part(ids["test"]),
         model=model,
         augment=augment,
         metrics=found.metrics,

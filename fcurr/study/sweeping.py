@@ -72,9 +72,9 @@ def count(sweep: Sweep) -> int:
     return math.prod(map(spaces.size, sweep.spaces.values())) if sweep.method == "grid" else sweep.trials
 
 
-def limited(sweep: Sweep) -> None:
-    """BadInput where there are more points than are made without asking."""
-    if (runs := count(sweep)) > sweep.at_most:
+def limited(sweep: Sweep, each: int = 1) -> None:
+    """BadInput where there are more runs than are made without asking; `each` point comes to so many."""
+    if (runs := each * count(sweep)) > sweep.at_most:
         words = f"this would make {runs:,} runs, more than {sweep.at_most:,}"
         raise BadInput(f"{words}: --yes makes them, and so does at_most = {runs}", "sweep")
 
