@@ -417,6 +417,20 @@ def test_each_of_the_signals_is_noted_once_and_who_was_there_before_has_it_again
         signal.signal(number, old)
 
 
+def test_a_signal_is_known_to_all_who_ask_one_within_another_and_a_second_acts_at_once():
+    with signals.asked_to_stop() as outer:
+        with signals.asked_to_stop() as inner:
+            assert outer() == inner() == 0
+            signal.raise_signal(signal.SIGINT)
+            assert outer() == inner() == signal.SIGINT
+        with signals.asked_to_stop() as later:
+            assert outer() == later() == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    with signals.asked_to_stop() as another:
+        assert another() == 0
+
+
 def test_a_worker_that_is_told_to_end_by_somebody_else_is_lost_and_a_full_disk_is_raised():
     stopped = Ended(stopped=signal.SIGTERM)
     assert engines.outcome(stopped, True) == stopped

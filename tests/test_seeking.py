@@ -335,10 +335,6 @@ REFUSED = {
         {"study": {"width": 1}},
         "study.width: a pruner judges a trial by one program, and its 2 trainings do not fit in 1 members: width = 2",
     ),
-    "arms of two shapes": (
-        {"arms": {"one": {}, "other": {"optimizer": {"fn": "adam", "learning_rate": 0.01}}}},
-        "sweep.pruner: a pruner judges a trial by one program, and its trainings differ in more than numbers, seeds and",
-    ),
     "inner folds": (
         {"cross_validation": {"folds": 2, "inner_folds": 2}, "split": {"fn": "stratified_k_fold"}},
         "cross_validation.inner_folds: a search chooses by itself: leave inner_folds out",
@@ -371,3 +367,16 @@ def test_a_pruner_sees_every_trial_whole_however_many_there_are_at_once(tmp_path
         patch.setattr(searching, "report", noted)
         assert _run(tmp_path, config).exit_code == 0
     assert told and len({*told}) == len(told)  # each trial's mean once an iteration, by the one program it is in
+
+
+def test_a_pruner_with_trainings_that_cannot_be_one_program_is_refused_at_the_door(tmp_path):
+    before = {key: value for key, value in SEARCH.items() if key not in ("sweep", "name", "study")}
+    start = {"config": str(written(tmp_path, before, "first.toml"))}  # every seed goes on from its own
+    config = _swept(trials=2, pruner="median") | {"start": start}
+    config["sweep"] = {key: value for key, value in config["sweep"].items() if key != "model.hidden"}
+    result = _run(tmp_path, config)
+    words = "sweep.pruner: a pruner judges a trial by one program, and its trainings differ in more than numbers, seeds"
+    assert result.exit_code == 2 and words in result.stderr, result.stderr
+    config["sweep"] = config["sweep"] | {"pruner": "none", "method": "tpe"}
+    assert _run(tmp_path, config).exit_code == 0
+    assert [one.state for one in _trials(tmp_path)] == ["complete"] * 2

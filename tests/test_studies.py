@@ -17,9 +17,9 @@ import torch
 from small import CONFIG, contents, fcurr, written
 from typer.testing import Result
 
-from fcurr.io import artefacts, configs, execute, journal, studying
+from fcurr.io import artefacts, cleaning, conducting, configs, execute, journal, performing, progress, studying
 from fcurr.io.artefacts import Record
-from fcurr.study.schedule import Command
+from fcurr.study.schedule import Command, Schedule
 
 BRIEF = {"routines": ["prepare", "score", "train", "evaluate"]}  # without what takes long and tells nothing here
 STUDY = CONFIG | {"study": BRIEF, "sweep": {"optimizer.learning_rate": [0.1, 0.05]}}
@@ -299,6 +299,72 @@ OWN = {
 }
 
 
+INTERRUPTED = """\
+import signal
+
+def first(inputs):
+    signal.raise_signal(signal.SIGINT)
+    return 1
+
+def second(inputs):
+    return 2
+"""
+
+
+EDITS = """\
+from pathlib import Path
+
+def edits(values):
+    path = Path({path!r})
+    path.write_text(path.read_text().replace(".5,", ".25,"))
+    return values
+"""
+
+
+def test_what_is_made_while_a_file_changes_is_not_kept_as_made_from_what_it_was(tmp_path):
+    table = tmp_path / "table.csv"
+    rows = [f"{n},{(n * 7) % 11}.5,{'ab'[n % 2]}" for n in range(60)]
+    table.write_text("\n".join(["u,v,label", *rows]) + "\n")
+    split = {"fn": "stratified", "validation": 0.2, "test": 0.2}
+    config = IRIS | {"data": {"fn": "csv", "path": str(table)}, "split": split, "study": {"routines": ["train"]}}
+    config |= {"hooks": {"train": {"after": "edits:edits"}}}
+    before = table.read_text()
+    _plugin(tmp_path, EDITS.format(path=str(table)), "edits")
+    result = _run(tmp_path, config, "--plugin", "edits")
+    assert result.exit_code == 1 and table.read_text() != before
+    assert f"{table} has changed since the study was planned; run it again\n" in result.stderr
+    assert set(_states(tmp_path, config, "--plugin", "edits").values()) == {"to run"}
+    table.write_text(before)
+    states = _states(tmp_path, config, "--plugin", "edits")
+    assert {name.partition("/")[0]: state for name, state in states.items()} == {"prepare": "done", "train": "to run"}
+
+
+def test_ctrl_c_during_a_command_that_does_not_ask_stops_the_study_after_it(tmp_path):
+    _plugin(tmp_path, INTERRUPTED, "interrupted")
+    own = {"first": {"function": "interrupted:first"}, "second": {"function": "interrupted:second", "inputs": "first"}}
+    config = STUDY | {"study": {"routines": []}, "commands": own}
+    result = _run(tmp_path, config, "--plugin", "interrupted")
+    assert result.exit_code == 130 and "stopped; nothing is lost; to go on: fcurr " in result.stderr
+    assert _states(tmp_path, config, "--plugin", "interrupted") == {"first": "done", "second": "to run"}
+    assert _run(tmp_path, config, "--plugin", "interrupted").exit_code == 0
+    assert _started(tmp_path) == {"first": 1, "second": 1}
+
+
+def test_results_of_another_config_are_gone_before_anything_is_performed(brief):
+    folder, names = brief / "runs/small", ("results.json", "metrics.jsonl", "comparison")
+    whole = {key: value for key, value in STUDY.items() if key != "study"}
+    assert _run(brief, whole).exit_code == 0
+    assert all((folder / name).exists() for name in names)
+    assert _run(brief, whole, "--only", "prepare*").exit_code == 0
+    assert all((folder / name).exists() for name in names)  # they are of this config
+    longer = copy.deepcopy(whole)
+    longer["training"]["total_iterations"] = 50
+    assert _run(brief, longer, "--only", "prepare*").exit_code == 0
+    assert not any((folder / name).exists() for name in names)
+    said = fcurr("export", folder, brief / "weights.safetensors")
+    assert said.exit_code == 2 and "is a study without results: it has not come to its end" in said.stderr
+
+
 def test_commands_of_ones_own_read_each_other_and_need_leave(tmp_path):
     config = STUDY | {"study": {"routines": []}, "commands": OWN}
     refused = _run(tmp_path, config)
@@ -472,6 +538,8 @@ def test_who_calibrates_or_evaluates_on_what_was_trained_on_is_refused_or_writte
     result = _run(tmp_path, _leaking("record", {"calibrate": "train"}), "--plugin", "counting")
     assert result.exit_code == 0
     (told,) = _record(tmp_path, "mine").leaks
+    again = _run(tmp_path, _leaking("refuse", {"calibrate": "train"}) | {"name": "other"}, "--plugin", "counting")
+    assert again.exit_code == 1 and said in again.stderr.splitlines()  # it does not take what another wrote down
     assert told.startswith("calibrate on 90 samples that what it reads was fitted on (")
     fine = _run(tmp_path, _leaking("refuse", {"calibrate": "validation"}), "--plugin", "counting")
     assert fine.exit_code == 0
@@ -632,3 +700,76 @@ def test_what_no_study_refers_to_is_shown_and_then_removed_and_nothing_else(brie
     assert keys - {"work"} == needed and len([name for name in left if name.startswith("references/")]) == 1
     assert fcurr("clean", "--out", brief / "runs").stdout == "nothing is left over: studies refer to all there is\n"
     shutil.rmtree(kept)
+
+
+OF_OWN = STUDY | {"study": {"routines": []}, "commands": OWN}
+
+
+def _made(folder: Path) -> dict[str, bytes]:
+    kept = (artefacts.LOCKS, artefacts.REFERENCES)
+    return {name: data for name, data in contents(folder / "store").items() if name.split("/")[0] not in kept}
+
+
+def test_what_is_kept_is_kept_where_studies_are_moved_and_where_one_is_renamed(tmp_path):
+    assert _run(tmp_path, OF_OWN, "--plugin", "steps").exit_code == 0
+    moved = tmp_path / "moved"
+    (tmp_path / "runs").rename(moved)
+    made = _made(moved)
+    assert len(made) == 6
+    assert fcurr("clean", "--out", moved).stdout == "nothing is left over: studies refer to all there is\n"
+    (moved / "small").rename(moved / "renamed")
+    shown = fcurr("clean", "--out", moved, "--yes")
+    assert shown.stdout.startswith("1 files that no study refers to, ") and _made(moved) == made
+    assert "1 of them are of a study that is not there any more: ../small\nremoved\n" in shown.stdout
+    (moved / "renamed").rename(tmp_path / "away")
+    assert fcurr("clean", "--out", moved).stdout.startswith("6 files that no study refers to, ")
+    (tmp_path / "away").rename(moved / "renamed")
+    (moved / "renamed/schedule.json").write_text("[")
+    broken = fcurr("clean", "--out", moved, "--yes")
+    assert broken.exit_code == 2 and _made(moved) == made
+    assert "renamed/schedule.json does not say what a study refers to" in broken.stderr
+
+
+def test_what_a_study_begins_to_use_while_a_person_is_asked_is_not_removed(tmp_path):
+    assert _run(tmp_path, OF_OWN, "--plugin", "steps").exit_code == 0
+    store, made = tmp_path / "runs/store", _made(tmp_path / "runs")
+    (tmp_path / "runs/small").rename(tmp_path / "away")
+    left = cleaning.found(store)
+    assert len(left) == len(made) + 1 and {one.study for one in left} == {"../small"}
+    assert _run(tmp_path, OF_OWN | {"name": "other"}, "--plugin", "steps").exit_code == 0
+    assert cleaning.remove(store, left) == 1  # what the other had noted
+    assert _made(tmp_path / "runs") == made
+    place = performing.Place(tmp_path / "runs/third", store)
+    place.study.mkdir()
+    begins = threading.Thread(target=conducting.announce, args=(Schedule({}), place))
+    with artefacts.referring(store):  # whoever begins waits for whoever removes
+        begins.start()
+        begins.join(0.2)
+        assert begins.is_alive()
+    begins.join(60)
+    assert not begins.is_alive() and len(list((store / artefacts.REFERENCES).iterdir())) == 2
+
+
+def test_fresh_throws_nothing_away_that_another_study_performs(tmp_path, monkeypatch):
+    assert _run(tmp_path, OF_OWN, "--plugin", "steps").exit_code == 0
+    store, first = tmp_path / "runs/store", _record(tmp_path, "first")
+    working = store / artefacts.WORKING / "other"
+    working.mkdir(parents=True)
+    command = Command("first", "steps:numbers", {}, key=first.key)
+    (working / performing.WORK).write_text(json.dumps([command._asdict()]))
+    elsewhere, say = artefacts.lock(store, first.key), progress.say
+    elsewhere.acquire()
+    there: list[bool] = []
+
+    def said(line: str) -> None:
+        say(line)
+        if "performed by another study" in line:
+            there.append((store / first.outputs["value"]["file"]).exists() and working.exists())
+            elsewhere.release()
+
+    monkeypatch.setattr(progress, "say", said)
+    since = len(_lines(tmp_path))
+    result = _run(tmp_path, OF_OWN, "--plugin", "steps", "--fresh")
+    assert result.exit_code == 0 and there == [True]
+    assert "1 commands are performed by another study and are not thrown away: first" in result.stderr
+    assert _started(tmp_path, since) == {"second": 1, "sums": 1}

@@ -17,7 +17,19 @@ import pytest
 from small import CONFIG, contents, written
 from test_reliability import _FORKS, _child, _ended, _nothing
 
-from fcurr.io import artefacts, conducting, configs, engines, files, journal, journey, routines, studying
+from fcurr.io import (
+    artefacts,
+    conducting,
+    configs,
+    engines,
+    files,
+    journal,
+    journey,
+    performing,
+    routines,
+    signals,
+    studying,
+)
 from fcurr.io.performing import Place
 from fcurr.study.schedule import Command, Schedule, scheduled
 
@@ -220,6 +232,95 @@ def test_a_real_study_killed_at_thirty_moments_ends_as_the_one_that_was_not(tmp_
         assert {record["event"] for record in journal.read(killed / "small").values()} == {"finished"}
     assert len(marks.read_text().split()) > 2  # went on from a checkpoint
     assert at_once > 2  # one study was killed several times
+
+
+def _placed(folder: Path, study: str, schedule: Schedule) -> Place:
+    (folder / study).mkdir(parents=True)
+    (folder / "store").mkdir(exist_ok=True)
+    place = Place(folder / study, folder / "store", ("steps",), Path(__file__).parent)
+    conducting.announce(schedule, place)
+    return place
+
+
+def _conducted(schedule: Schedule, place: Place) -> conducting.Outcome:
+    return conducting.conduct(schedule, place, engines.inline(), width=4, fail_fast=False, asked=lambda: 0)
+
+
+def test_who_waits_for_a_command_that_another_performs_stops_when_asked_to(tmp_path):
+    place, command = _placed(tmp_path, "study", _schedule()), _schedule().commands["a"]
+    with signals.asked_to_stop(), artefacts.lock(place.store, command.key):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(journey.Stopped) as stop:
+            performing.perform([command], place)
+    assert stop.value.signal == signal.SIGINT and artefacts.recorded(place.store) == set()
+    assert performing.perform([command], place) == []
+
+
+def _two(first: float, second: Any) -> Schedule:
+    """Two numbers, and each of them scaled: the latter may be one program."""
+    numbers = [
+        Command(name, "steps:numbers", {"parameters": {"size": size}}, outputs=("value",))
+        for name, size in (("a", 3), ("b", 4))
+    ]
+    scaled = [
+        Command(name, "steps:scaled", {"parameters": {"factor": factor}}, {"of": (of,)}, ("value",), together="both")
+        for name, of, factor in (("x", "a", first), ("y", "b", second))
+    ]
+    return scheduled([*numbers, *scaled], {})
+
+
+def _begun(schedule: Schedule, place: Place, *names: str) -> Path:
+    """A program of another study, begun and left."""
+    job = [schedule.commands[name] for name in names]
+    folder = performing.folder(job, place)
+    folder.mkdir(parents=True)
+    files.write(folder / performing.WORK, json.dumps([command._asdict() for command in job]))
+    return folder
+
+
+def _of(schedule: Schedule, *names: str) -> Schedule:
+    return Schedule({name: schedule.commands[name] for name in names})
+
+
+def _named(place: Place) -> dict[str, str]:
+    """name -> the last event that the journal tells."""
+    return {line["name"]: line["event"] for line in journal.read(place.study).values()}
+
+
+def test_a_program_of_another_study_that_cannot_be_gone_on_with_is_left_and_ones_own_commands_are_performed(tmp_path):
+    both = _two(2.0, 3.0)
+    own = _of(both, "a", "x")
+    place = _placed(tmp_path, "study", own)
+    folder = _begun(both, place, "x", "y")  # and the `b` that y reads is not there
+    outcome = _conducted(own, place)
+    assert not outcome.failed and not outcome.blocked and outcome.done == {c.key for c in own.commands.values()}
+    assert _named(place) == {"a": "finished", "x": "finished"} and folder.exists()
+    other = _placed(tmp_path, "other", both)
+    assert not _conducted(both, other).failed and set(_named(other).values()) == {"finished"}
+    assert not folder.exists()  # gone on with by the one whose it was
+
+
+def test_of_another_studys_commands_in_a_program_nothing_is_told_nor_counted(tmp_path):
+    both = _two(2.0, "no factor")
+    own = _of(both, "a", "x")
+    first = _placed(tmp_path, "first", _of(both, "a", "b"))
+    assert not _conducted(_of(both, "a", "b"), first).failed
+    place = _placed(tmp_path, "study", own)
+    folder = _begun(both, place, "x", "y")
+    outcome = _conducted(own, place)
+    assert outcome.failed == [] and outcome.done == {c.key for c in own.commands.values()} and not folder.exists()
+    assert _named(place) == {"a": "finished", "x": "finished"} and not (place.study / performing.FAILURES).exists()
+    (wrong,) = _conducted(both, _placed(tmp_path, "other", both)).failed
+    assert wrong.name == "y"  # whose it is, it is told
+
+
+def test_a_command_that_reads_what_nobody_makes_has_failed(tmp_path):
+    part = _of(_schedule(), "b")
+    place = _placed(tmp_path, "study", part)
+    (wrong,) = _conducted(part, place).failed
+    missing = _schedule().commands["a"].key
+    assert (wrong.name, wrong.error) == ("b", f"it reads what is not there and nobody makes: {missing}")
+    assert _named(place) == {"b": "failed"}
 
 
 class Cut(BaseException):

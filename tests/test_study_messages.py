@@ -396,6 +396,9 @@ def leaves(inputs):
 def absent(inputs):
     return open("/there/is/no/such/file").read()
 
+def elsewhere(inputs):
+    raise OSError(30, "Read-only file system", "/another/disk")
+
 def several(inputs):
     raise ValueError("first\\nsecond")
 """
@@ -404,6 +407,7 @@ OWNS = {
     "infinite": "a command gave dict, which is not tensors by name, a pyarrow table, text, bytes, or what JSON holds: ",
     "leaves": "SystemExit: 3",
     "absent": "FileNotFoundError: [Errno 2] No such file or directory: '/there/is/no/such/file'",
+    "elsewhere": "OSError: [Errno 30] Read-only file system: '/another/disk'",
     "several": "ValueError: first",
 }
 

@@ -254,8 +254,12 @@ def test_a_run_is_continued_with_the_weights_that_it_started_from_and_no_others(
 
 
 SAID = {
-    "neither": ({}, "start: tensors come from `weights`, a file, or from `run`, the folder of a run: one of the two"),
-    "both": ({"weights": "W", "run": "A"}, "start: tensors come from `weights`, a file, or from `run`"),
+    "neither": (
+        {},
+        "start: tensors come from `weights`, a file; from `run`, the folder of a run; or from `config`, which is "
+        "trained first: one of them",
+    ),
+    "both": ({"weights": "W", "run": "A"}, "start: tensors come from `weights`, a file; from `run`"),
     "a member of a file": (
         {"weights": "W", "member": 1},
         "start.member: a file has no members: `member` belongs to `run`",

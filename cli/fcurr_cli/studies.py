@@ -54,11 +54,15 @@ def run(table: dict[str, Any], config: Path, plugins: Sequence[str], out: Path, 
 
 def _limited(table: dict[str, Any]) -> None:
     """BadInput where a sweep makes more runs than it may without being asked."""
-    from fcurr.study import sections, sweeping
+    from fcurr.study import members, sections, sweeping
 
     study = sections.read(table)
-    if study.sweep is not None:
-        sweeping.limited(study.sweep)
+    if study.sweep is None:
+        return
+    plain = {key: value for key, value in table.items() if key not in sections.SECTIONS}
+    first = members.trainings(sweeping.applied(plain, sweeping.point(study.sweep, 0)))
+    folds = max(1, study.folds) * max(1, study.inner_folds)
+    sweeping.limited(study.sweep, len(first) * folds)
 
 
 def _again(without: str = "") -> str:

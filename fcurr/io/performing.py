@@ -19,7 +19,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from fcurr.errors import BadInput, Halt
-from fcurr.io import artefacts, configs, environment, files, journal, progress, routines, signals
+from fcurr.io import artefacts, configs, environment, facts, files, journal, progress, routines, signals
 from fcurr.io.artefacts import Record
 from fcurr.io.journey import Stopped
 from fcurr.io.routines import Here, Lost, Outputs, Prune, Pruned, Work
@@ -32,6 +32,7 @@ WORK, FAILURES = "work.json", "failures"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # no command can be performed then
 WRITERS = tuple(f"fcurr.io.{name}" for name in ("files", "journal", "checkpoint", "store", "loggers"))
 WAITS = 0.2  # seconds for a command that another study performs, between two looks whether it should stop
+READ_AGAIN = 2**24  # bytes of a file that is read again to see whether it has changed
 TELL_EVERY = 2.0  # seconds between two lines of progress
 
 
@@ -173,7 +174,19 @@ def _outcomes(due: list[Command], place: Place, folder: Path) -> Iterator[Failed
                 yield _fail(place, work.command, BadInput(outputs.error))
             elif accepted(place, work.command.key) is None:
                 last = _hooked(work, "after", outputs, here)
+                if changed := _changed(work.command):
+                    yield _fail(place, work.command, BadInput(changed))
+                    continue
                 _finish(place, work.command, last.inputs, seen, leaks, (time.monotonic() - began) / len(due))
+
+
+def _changed(command: Command) -> str:
+    """What is wrong where a file that the command's key names is not what it was; files that take long are not read."""
+    for path, before in command.parameters.get("files", {}).items():
+        file = Path(path)
+        if file.is_file() and file.stat().st_size <= READ_AGAIN and facts.content(file) != before:
+            return f"{path} has changed since the study was planned; run it again"
+    return ""
 
 
 def _finish(

@@ -184,11 +184,10 @@ def finished(search: Search) -> list[Finished]:
     """Every trial that has ended, in order."""
     with _working(search.path):
         trials = search.storage.get_all_trials(search.study._study_id, deepcopy=False)
-    ended = ((trial, _state(trial)) for trial in trials)
     return [
         Finished(trial.number, _point(search.sweep, trial.params), trial.value, state)
-        for trial, state in ended
-        if state is not None
+        for trial in trials
+        if (state := _state(trial)) is not None
     ]
 
 

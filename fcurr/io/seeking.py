@@ -1,15 +1,15 @@
 """A study whose points are found one after another: trials are asked for, performed, and told how they ended."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fcurr.errors import BadInput
-from fcurr.io import artefacts, facts, progress, runner, searching
+from fcurr.io import artefacts, facts, performing, progress, runner, searching
 from fcurr.io.conducting import Outcome
 from fcurr.io.performing import Place
 from fcurr.io.searching import Search
-from fcurr.study import planning, sections, sweeping, trainings
+from fcurr.study import planning, sweeping, trainings
 from fcurr.study.config import read
 from fcurr.study.schedule import Command, Schedule, canonical, fingerprint, needed
 from fcurr.study.sections import Study
@@ -37,18 +37,16 @@ def known(folder: Path, study: Study, config: Mapping[str, Any] | None = None, f
 def begun(
     folder: Path, config: Mapping[str, Any], study: Study, plugins: tuple[str, ...], found: Facts | None = None
 ) -> Search:
-    """The search of a study, in its folder. The first point is read for what its metric is. What the trials of another
-    config, of other files or other code have come to stays in the file, and counts for nothing. `found`: the facts of
-    the config, gathered if they are not given."""
+    """The search of a study, in its folder. The first training is read for what its metric is. What the trials of
+    another config, of other files or other code have come to stays in the file, and counts for nothing. `found`: the
+    facts of the config, gathered if they are not given."""
     assert study.sweep is not None
     _checked(study)
     found = facts.gathered(config, plugins) if found is None else found
-    plain = {key: value for key, value in config.items() if key not in sections.SECTIONS}
-    fold, first = sections.folds(study)[0], sweeping.point(study.sweep, 0)
-    experiment = read(sweeping.applied(plain, {**first, **fold}), plugins)
-    room = None
-    if study.sweep.pruner != "none":
-        room = _room(planning.plan(config, found, plugins, {0: first}), study)
+    schedule = planning.plan(config, found, plugins, {0: sweeping.point(study.sweep, 0)})
+    own = [c for c in schedule.commands.values() if c.function == "train" and "trial" in c.label]
+    room = None if study.sweep.pruner == "none" else _room(own, study)
+    experiment = read({key: value for key, value in own[0].config.items() if key != "start"}, plugins)
     higher, training = runner.load(experiment).higher, experiment.training
     every, total = training.evaluate_every, training.total_iterations
     name, before = _named(config, study, found), searching.description(folder / FILE)
@@ -68,23 +66,18 @@ def _checked(study: Study) -> None:
         raise BadInput(words, "sweep.pruner")
 
 
-def _room(schedule: Schedule, study: Study) -> int | None:
+def _room(own: Sequence[Command], study: Study) -> int | None:
     """How many trials there may be at once for each to be in one program, None for any number; BadInput where a trial
-    is several programs, of which none knows what it is worth. `schedule` has one trial."""
-    own = [
-        command for command in schedule.commands.values() if command.function == "train" and "trial" in command.label
-    ]
+    is several programs, of which none knows what it is worth. `own`: the trainings of one."""
     if len({command.together for command in own}) > 1:
         words = (
-            "a pruner judges a trial by one program, and its trainings differ in more than numbers, seeds and curricula"
+            "its trainings differ in more than numbers, seeds and curricula: leave the pruner out, or make them alike"
         )
-        raise BadInput(f"{words}: leave the pruner out, or make them alike", "sweep.pruner")
+        raise BadInput(f"a pruner judges a trial by one program, and {words}", "sweep.pruner")
     if len(own) > study.width:
-        words = (
-            f"a pruner judges a trial by one program, and its {len(own)} trainings do not fit in {study.width} members"
-        )
-        raise BadInput(f"{words}: width = {len(own)} is the least that is right", "study.width")
-    return study.width // len(own) if study.width % max(len(own), 1) else None
+        words = f"its {len(own)} trainings do not fit in {study.width} members: width = {len(own)} is the least"
+        raise BadInput(f"a pruner judges a trial by one program, and {words}", "study.width")
+    return study.width // len(own) if study.width % len(own) else None
 
 
 def _named(config: Mapping[str, Any], study: Study, found: Facts) -> str:
@@ -147,7 +140,7 @@ def _ended(number: int, schedule: Schedule, outcome: Outcome, place: Place) -> A
     values = []
     for command in own:
         if command.function == "validate":
-            record = artefacts.record(place.store, command.key)
+            record = performing.accepted(place, command.key)
             if record is None:
                 return "failed"
             values.append(artefacts.get(place.store, record.outputs["validation"])["value"])

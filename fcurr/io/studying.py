@@ -64,7 +64,7 @@ def opened(config: dict[str, Any], plugins: Sequence[str], out: Path, beside: Pa
     if sections.searched(study):
         from fcurr.io import seeking  # Optuna, needed only now
 
-        trials = seeking.known(folder, study)
+        trials = seeking.known(folder, study, config, found)
     schedule = planning.plan(config, found, plugins, trials)
     part = needed(schedule, _named(only, schedule)) if only else schedule
     place = Place(folder, out / STORE, tuple(plugins), beside, study.leakage)
@@ -188,7 +188,7 @@ def _searched(
 
     sweep = here.study.sweep
     assert sweep is not None
-    search = seeking.begun(here.place.study, here.config, here.study, here.place.plugins)
+    search = seeking.begun(here.place.study, here.config, here.study, here.place.plugins, here.facts)
     place = here.place._replace(search=str(here.place.study / seeking.FILE))
     planned = partial(planning.plan, here.config, here.facts, here.place.plugins)
     at_once = engine.slots * sweep.at_once
@@ -354,7 +354,7 @@ def failures(here: Opened, outcome: Outcome, again: str) -> Iterator[str]:
     for one in outcome.failed:
         yield f"failed: {one.name}: {one.error}"
         yield f"  in full: {here.place.study / performing.FAILURES / one.key}.txt"
-        if one.key in planned:  # a trial of a search that has failed is not tried again
+        if one.key in planned:  # a trial of a search that has failed is tried again with the whole search
             yield f"  again: {again} --only {shlex.quote(planned[one.key].name)}"
 
 
