@@ -1,5 +1,7 @@
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests begin, too; and before torch looks
+
 import torch
 from hypothesis import HealthCheck, settings
 

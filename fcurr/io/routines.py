@@ -28,6 +28,7 @@ from fcurr.study.prepare import Prepared, Sampled, sampled
 from fcurr.study.prepare import prepare as prepare_all
 from fcurr.study.program import placed
 from fcurr.study.schedule import Command, canonical
+from fcurr.study.sections import PARTS
 from fcurr.study.trainings import OF_A_MEMBER
 from fcurr.training import ALONE
 from fcurr.transfer import Source
@@ -281,7 +282,7 @@ def _prepared(experiment: Experiment, own: Work) -> Prepared:
 def _samples(own: Work) -> Sampled:
     """The samples that a command is given."""
     (found,) = own.inputs["samples"].values()
-    ids = {name.removeprefix("id of "): leaf for name, leaf in found.items() if name.startswith("id of ")}
+    ids = {part: found[f"id of {part}"] for part in PARTS if f"id of {part}" in found}
     return Sampled(ids, found["true label"], found["label"])
 
 
