@@ -206,7 +206,8 @@ def test_a_study_does_not_take_the_folder_of_a_run_nor_a_run_that_of_a_study(tmp
     before = contents(tmp_path / "runs")
     result = fcurr("run", written(tmp_path, CONFIG), "--out", tmp_path / "runs")
     assert result.exit_code == 2 and contents(tmp_path / "runs") == before
-    assert result.stderr.startswith(f"fcurr: {folder} is not a run's folder: it holds ")
+    words = f"{folder} is the folder of a study, and this is one run; give another name with name=..."
+    assert result.stderr == f"fcurr: {words}\n"
 
 
 def test_what_is_in_the_place_of_the_store_is_named(tmp_path):
@@ -456,3 +457,29 @@ def test_a_score_that_diverges_stops_what_reads_it_and_nothing_else(tmp_path):
     assert result.exit_code == 1
     assert _started(tmp_path) == {"prepare": 1, "score": 1, "train": 2, "evaluate": 2}
     assert "failed: score/cross_validated_loss: the " in result.stderr
+
+
+def test_a_key_that_is_swept_cannot_be_changed_beside_its_sweep(tmp_path):
+    path = written(tmp_path, STUDY)
+    result = fcurr("plan", path, "optimizer.learning_rate=0.5", "--out", tmp_path / "runs")
+    words = "optimizer.learning_rate (on the command line): it is swept: change sweep.optimizer.learning_rate"
+    assert (result.exit_code, result.stderr) == (2, f"fcurr: {words}\n")
+    assert fcurr("plan", path, "sweep.optimizer.learning_rate=[0.5]", "--out", tmp_path / "runs").exit_code == 0
+
+
+def test_one_run_has_no_plan_and_one_inner_fold_is_none(tmp_path):
+    result = fcurr("plan", written(tmp_path, CONFIG), "--out", tmp_path / "runs")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("this config is one run and no study: fcurr check says what it would do\n")
+    folds = CONFIG | {"cross_validation": {"folds": 3, "inner_folds": 1}}
+    result = fcurr("plan", written(tmp_path, folds), "--out", tmp_path / "runs")
+    assert result.stderr.endswith(
+        "cross_validation.inner_folds: 1 is not a number of parts: at least 2, or 0 for none\n"
+    )
+
+
+def test_a_beginning_from_elsewhere_is_said_to_be_unknown(tmp_path):
+    config = STUDY | {"start": {"weights": "w.safetensors"}}
+    result = fcurr("plan", written(tmp_path, config), "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.stderr
+    assert "by samples that are not known: no leak of these can be told" in result.stdout

@@ -97,9 +97,13 @@ def plan(
 ) -> None:
     with messages():
         from fcurr.io import configs, studying
+        from fcurr.study import sections
 
         table, source = configs.load(config, changes, plugins)
         try:
+            if not sections.holds(table):
+                configs.read(table, plugins)  # a section may be misspelt
+                raise configs.BadInput("this config is one run and no study: fcurr check says what it would do")
             _limited(table)
             here = studying.opened(table, plugins, out, config.resolve().parent, only)
         except configs.BadInput as wrong:

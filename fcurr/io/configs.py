@@ -34,9 +34,23 @@ def load(path: Path, changes: Sequence[str], plugins: Sequence[str]) -> tuple[di
             table = _changed(table, key, toml.value(text))
         except BadInput as wrong:
             raise located(wrong, source) from None
+    _unswept(table, source)
     table.setdefault("name", path.stem)
     beside(path.resolve().parent, plugins)
     return table, source
+
+
+def _unswept(table: dict[str, Any], source: Source) -> None:
+    """BadInput for a change to a key that a sweep sets anew at every point."""
+    sweep = table.get("sweep")
+    if not isinstance(sweep, dict):
+        return
+    for key in source.changed:
+        inner: Any = sweep
+        for part in key.split("."):
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if not key.startswith("sweep.") and (key in sweep or inner is not None):
+            raise located(BadInput(f"it is swept: change sweep.{key}", key), source)
 
 
 def _changed(table: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def own(folder: Path) -> bool:
     """Whether a run has written to a folder; BadInput if somebody else has."""
     if (folder / IDENTITY).exists():
         return True
+    if (folder / "journal.jsonl").exists():
+        raise BadInput(f"{folder} is the folder of a study, and this is one run; give another name with name=...")
     strange = sorted(entry.name for entry in folder.iterdir() if entry.name[0] != ".") if folder.exists() else []
     if strange:
         raise BadInput(f"{folder} is not a run's folder: it holds {strange[0]}; give another name with name=...")

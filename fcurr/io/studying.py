@@ -204,6 +204,9 @@ def _told(here: Opened) -> Iterator[str]:
     for key in ("observers", "loggers"):
         if key in here.config:
             yield f"{key} are of single runs: in a study there are none"
+    start = here.config.get("start")
+    if isinstance(start, Mapping) and "config" not in start:
+        yield "what it starts from was made elsewhere, by samples that are not known: no leak of these can be told"
 
 
 def _begun(here: Opened) -> Iterator[str]:

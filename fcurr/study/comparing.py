@@ -226,6 +226,8 @@ def _notes(
             "Bootstrap intervals of few repeats are too narrow: of 5, a 95 % interval holds the truth in about "
             "84 of 100 cases, of 10 in about 90."
         )
+    if "split.fold" in found.repeats and len({repeat for column in columns for repeat in column}) > 1:
+        said.append("Folds share training samples: intervals over them are too narrow.")
     if (tried := sum(row.apart is not None for row in rows)) > 4:
         said.append(f"{tried} differences are looked at: one in twenty 95 % intervals misses 0 by chance alone.")
     return said

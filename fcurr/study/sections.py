@@ -76,6 +76,8 @@ def read(config: Mapping[str, Any]) -> Study:
     """The study that a config describes, without its points."""
     how = _record(config, "study", Routines)
     cross = _record(config, "cross_validation", CrossValidation) if "cross_validation" in config else None
+    if cross is not None and cross.inner_folds == 1:
+        raise BadInput("1 is not a number of parts: at least 2, or 0 for none", "cross_validation.inner_folds")
     return Study(
         routines=how.routines,
         width=how.width,
