@@ -105,7 +105,7 @@ STUDIES = {
         "model": {"fn": "mlp"},
         "sweep": {"optimizer.learning_rate": [0.1, 0.2], "model.hidden": [[8], [4]], "fit": [{"iterations": 20}]},
     },
-    "seeds alone": {"sweep": {"seed": [0, 1]}},
+    "seeds alone": {"sweep": {"seed": [0, 1]}, "members": {}},
     "a random search": {
         "sweep": {"method": "random", "trials": 3, "seed": 4, "optimizer.learning_rate": {"low": 0.01, "high": 0.1}}
     },
