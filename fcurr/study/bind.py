@@ -79,6 +79,19 @@ def arguments(
     return fixed
 
 
+def section(config: Mapping[str, Any], key: str, record: Any) -> Any:
+    """A section of a config as a record: a NamedTuple whose fields are its keys."""
+    table = config.get(key, {})
+    if not isinstance(table, Mapping):
+        raise BadInput(f"{units.written(table)} is not a table", key)
+    fixed = arguments(record, f"[{key}]", table, key)
+    missing = [name for name in record._fields if name not in fixed and name not in record._field_defaults]
+    if missing:
+        kind = units.meaning(record.__annotations__[missing[0]])
+        raise BadInput(f"[{key}] needs `{missing[0]}`, {kind}", key)
+    return record(**fixed)
+
+
 def build(call: Call, entries: Mapping[str, Any]) -> Any:
     """The value of a call, given the run's own entries."""
     fixed = {key: build(value, entries) if isinstance(value, Call) else value for key, value in call.fixed.items()}

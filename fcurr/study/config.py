@@ -13,7 +13,7 @@ from fcurr.errors import BadInput
 from fcurr.precision import Precision
 from fcurr.sampler import Clock
 from fcurr.study import units
-from fcurr.study.bind import Call, arguments, required, resolve
+from fcurr.study.bind import Call, required, resolve, section
 from fcurr.study.members import LOSS, Member, differing, expand, weightings
 from fcurr.study.near import near
 from fcurr.study.sections import SECTIONS
@@ -145,8 +145,8 @@ def read(config: Mapping[str, Any], plugins: Collection[str] = ()) -> Experiment
         name=_name(config.get("name", "run")),
         seed=seed,
         training=_trained(config),
-        fit=_record(config, "fit", Fit),
-        outputs=_record(config, "outputs", Outputs),
+        fit=section(config, "fit", Fit),
+        outputs=section(config, "outputs", Outputs),
         components=components,
         lists=lists,
         members=members,
@@ -189,7 +189,7 @@ def _list(written: Any, role: str, where: str, plugins: Collection[str]) -> list
 
 def _trained(config: Mapping[str, Any]) -> Training:
     """[training], whose defaults in steps mean one pass where passes are counted."""
-    found: Training = _record(config, "training", Training)
+    found: Training = section(config, "training", Training)
     if found.clock == "epoch":
         every = {key: 1 for key in ("evaluate_every", "save_every") if key not in config["training"]}
         found = found._replace(**every)
@@ -235,7 +235,7 @@ def _started(config: Mapping[str, Any]) -> Start | None:
     """[start], which names a file or a run."""
     if "start" not in config:
         return None
-    found: Start = _record(config, "start", Start)
+    found: Start = section(config, "start", Start)
     if sum(map(bool, (found.weights, found.run, found.config))) != 1:
         words = "from `weights`, a file; from `run`, the folder of a run; or from `config`, which is trained first"
         raise BadInput(f"tensors come {words}: one of them", "start")
@@ -243,15 +243,3 @@ def _started(config: Mapping[str, Any]) -> Start | None:
         if found.weights and key in config["start"]:
             raise BadInput(f"a file has no members: `{key}` belongs to `run` and `config`", f"start.{key}")
     return found
-
-
-def _record(config: Mapping[str, Any], key: str, record: Any) -> Any:
-    table = config.get(key, {})
-    if not isinstance(table, Mapping):
-        raise BadInput(f"{units.written(table)} is not a table", key)
-    fixed = arguments(record, f"[{key}]", table, key)
-    missing = [name for name in record._fields if name not in fixed and name not in record._field_defaults]
-    if missing:
-        kind = units.meaning(record.__annotations__[missing[0]])
-        raise BadInput(f"[{key}] needs `{missing[0]}`, {kind}", key)
-    return record(**fixed)

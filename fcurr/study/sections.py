@@ -7,7 +7,7 @@ from annotated_types import Ge, Lt, MinLen
 
 from fcurr.errors import BadInput
 from fcurr.study import sweeping, units
-from fcurr.study.bind import arguments
+from fcurr.study.bind import section
 from fcurr.study.near import near
 from fcurr.study.sweeping import Sweep
 from fcurr.types import Many, Unit
@@ -74,8 +74,8 @@ def holds(config: Mapping[str, Any]) -> bool:
 
 def read(config: Mapping[str, Any]) -> Study:
     """The study that a config describes, without its points."""
-    how = _record(config, "study", Routines)
-    cross = _record(config, "cross_validation", CrossValidation) if "cross_validation" in config else None
+    how = section(config, "study", Routines)
+    cross = section(config, "cross_validation", CrossValidation) if "cross_validation" in config else None
     if cross is not None and cross.inner_folds == 1:
         raise BadInput("1 is not a number of parts: at least 2, or 0 for none", "cross_validation.inner_folds")
     return Study(
@@ -87,7 +87,7 @@ def read(config: Mapping[str, Any]) -> Study:
         inner_folds=cross.inner_folds if cross else 0,
         commands=_commands(config.get("commands", {})),
         hooks=_hooks(config.get("hooks", {})),
-        notify=_record(config, "notify", Notify),
+        notify=section(config, "notify", Notify),
     )
 
 
@@ -106,17 +106,6 @@ def folds(study: Study) -> list[dict[str, int]]:
 def inner_folds(study: Study) -> list[dict[str, int]]:
     """The inner folds of one outer fold."""
     return [{"split.inner_folds": study.inner_folds, "split.inner_fold": fold} for fold in range(study.inner_folds)]
-
-
-def _record(config: Mapping[str, Any], key: str, record: Any) -> Any:
-    table = config.get(key, {})
-    if not isinstance(table, Mapping):
-        raise BadInput(f"{units.written(table)} is not a table", key)
-    fixed = arguments(record, f"[{key}]", table, key)
-    missing = [name for name in record._fields if name not in fixed and name not in record._field_defaults]
-    if missing:
-        raise BadInput(f"[{key}] needs `{missing[0]}`, {units.meaning(record.__annotations__[missing[0]])}", key)
-    return record(**fixed)
 
 
 def _commands(table: Any) -> dict[str, Own]:
