@@ -311,18 +311,18 @@ def wait(inputs, *, path):
 
 def test_a_second_scheduler_of_a_study_is_refused_while_the_first_runs(tmp_path):
     stone = tmp_path / "go"
-    _plugin(tmp_path, SLOW, "slow")
-    own = {"wait": {"function": "slow:wait", "parameters": {"path": str(stone)}}}
+    _plugin(tmp_path, SLOW, "waits")
+    own = {"wait": {"function": "waits:wait", "parameters": {"path": str(stone)}}}
     config = IRIS | {"split": {"fn": "stratified", "validation": 0.2, "test": 0.2}, "commands": own}
     config["study"] = {"routines": []}
-    arguments = ["--plugin", "slow", "--engine", "inline"]
+    arguments = ["--plugin", "waits", "--engine", "inline"]
     first = process("run", written(tmp_path, config), "--out", tmp_path / "runs", *arguments)
     try:
         until = time.monotonic() + 60
         while not any(line["event"] == "started" for line in _lines_whole(tmp_path)):
             assert time.monotonic() < until and first.poll() is None
             time.sleep(0.05)
-        result = _run(tmp_path, config, "--plugin", "slow")
+        result = _run(tmp_path, config, "--plugin", "waits")
         assert result.exit_code == 2
         assert re.fullmatch(
             rf"fcurr: {re.escape(str(tmp_path / 'runs/small'))} is held by process {first.pid} on \S+; wait for it, "
